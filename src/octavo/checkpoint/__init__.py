@@ -1,0 +1,1 @@
+"""Bytes on disk to tensors and back; knows no model."""

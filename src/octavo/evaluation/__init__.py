@@ -1,0 +1,1 @@
+"""What quantization cost: protocols and statistics."""

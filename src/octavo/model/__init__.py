@@ -1,0 +1,1 @@
+"""The LLaMA network: configuration, tokens, templates, weights and the forward pass."""

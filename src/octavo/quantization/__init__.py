@@ -1,0 +1,1 @@
+"""GPTQ: recipe, grid, Hessian, solver and the resumable job."""

@@ -1,0 +1,138 @@
+"""What a job wrote down: versioned JSON, and the hashes that tie it to what it speaks of."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from octavo.errors import CheckpointError, OutputError
+
+SCHEMA_VERSION = 1
+QUANTIZATION_RECORD = "octavo.json"
+RUN_RECORD = "octavo-run.json"
+
+# A record, a config or an index is text of at most a few megabytes; anything larger is not one.
+LARGEST_JSON = 64 * 1024 * 1024
+HASH_CHUNK = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class LinearRecord:
+    """How one linear was quantized. `loss` is the solver's sum of squared output errors per token."""
+
+    name: str
+    bits: int
+    group_size: int | None
+    symmetric: bool
+    loss: float
+    damping: float
+
+
+@dataclass(frozen=True)
+class QuantizationRecord:
+    """The part of a quantization that is the same each time: `octavo.json`."""
+
+    octavo_version: str
+    solver_version: int
+    layout: str
+    recipe: dict[str, Any]
+    plan: dict[str, Any]
+    calibration: dict[str, Any] | None
+    source_files: dict[str, str]
+    output_files: dict[str, str]
+    linears: list[LinearRecord]
+    schema: int = SCHEMA_VERSION
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """The part that is not: `octavo-run.json`."""
+
+    started: str
+    finished: str
+    seconds: float
+    seconds_of_linear: dict[str, float]
+    environment: dict[str, Any]
+    resumed: int = 0
+    schema: int = SCHEMA_VERSION
+
+
+@dataclass(frozen=True)
+class EvaluationRecord:
+    """What `octavo evaluate --json` writes: one entry of `results` per text."""
+
+    octavo_version: str
+    model: str
+    model_files: dict[str, str]
+    reference: str | None
+    protocol: str
+    results: list[dict[str, Any]]
+    environment: dict[str, Any] = field(default_factory=dict)
+    schema: int = SCHEMA_VERSION
+
+
+def as_json(record: Any) -> dict[str, Any]:
+    """A record as plain JSON values."""
+    return asdict(record)
+
+
+def sha256_of_bytes(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_of_value(value: Any) -> str:
+    """Hash of a JSON value, independent of the order of its keys."""
+    return sha256_of_bytes(json.dumps(value, sort_keys=True, separators=(",", ":")).encode())
+
+
+def sha256_of_file(path: Path, advance: Callable[[int], None] | None = None) -> str:
+    """Hash of a file, read once; `advance` is told the number of bytes of each piece."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(HASH_CHUNK):
+            digest.update(piece)
+            if advance is not None:
+                advance(len(piece))
+    return digest.hexdigest()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file of bounded size; CheckpointError where it is anything else."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(LARGEST_JSON + 1)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    if len(data) > LARGEST_JSON:
+        raise CheckpointError(f"{path} is larger than {LARGEST_JSON} bytes, which no JSON of a model is")
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is no valid JSON ({error}); fetch or write it again") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} holds a JSON {type(value).__name__} where an object belongs")
+    return value
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write a JSON object whole or not at all."""
+    write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all: to a temporary name, to the disk, then renamed."""
+    temporary = path.with_name(path.name + ".partial")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OutputError(
+            f"{path} cannot be written: {error.strerror}; free space or choose another place"
+        ) from error

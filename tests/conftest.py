@@ -1,0 +1,23 @@
+"""Where real inputs lie; tests that need one which is absent skip and say so."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SHARED_DATA = Path(os.environ.get("OCTAVO_TEST_DATA", ROOT.parent / "shared" / "data"))
+
+
+def shared(path: str) -> Path:
+    """A file or folder of the test data; skips the test where it is absent."""
+    found = SHARED_DATA / path
+    if not found.exists():
+        pytest.skip(f"test data {path} is not in {SHARED_DATA}; set OCTAVO_TEST_DATA")
+    return found
+
+
+@pytest.fixture(scope="session")
+def stories_folder() -> Path:
+    """stories260K: a real LLaMA of 260 thousand parameters."""
+    return shared("models/stories260K")
