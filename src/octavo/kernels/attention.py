@@ -1,0 +1,89 @@
+"""Attention over a cache of keys and values, defined: the twin of every fused attention.
+
+Rows of several sequences share one call. The cache is a flat run of slots; a sequence's page table says in which
+pages of slots its past lies, in order. One page that spans the whole context is the contiguous case.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SequencePages:
+    """Which rows of a call belong to which sequence, and where each sequence's past lies in the cache.
+
+    Sequence s owns rows `row_starts[s]` to `row_starts[s + 1]`, which are the newest of its `lengths[s]`
+    positions; position p is in slot `page_table[s, p // page_size] * page_size + p % page_size`.
+    """
+
+    row_starts: Int[Tensor, " sequences+1"]
+    lengths: Int[Tensor, " sequences"]
+    page_table: Int[Tensor, "sequences pages"]
+    page_size: int
+
+    def slots_of(self, sequence: int, length: int) -> slice | Int[Tensor, " length"]:
+        """Slots of a sequence's first `length` positions; a slice where one page holds them all."""
+        if length <= self.page_size:
+            first = int(self.page_table[sequence, 0]) * self.page_size
+            return slice(first, first + length)
+        positions = torch.arange(length, device=self.page_table.device)
+        return self.page_table[sequence, positions // self.page_size] * self.page_size + positions % self.page_size
+
+
+def write_cache(
+    cache: Float[Tensor, "slots kv_heads head_dim"],
+    rows: Float[Tensor, "rows kv_heads head_dim"],
+    write_slots: Int[Tensor, " rows"],
+) -> None:
+    """Store each row's keys (or values) in its slot."""
+    cache.index_copy_(0, write_slots, rows)
+
+
+def cached_attention(
+    queries: Float[Tensor, "rows heads head_dim"],
+    keys: Float[Tensor, "slots kv_heads head_dim"],
+    values: Float[Tensor, "slots kv_heads head_dim"],
+    pages: SequencePages,
+    window: int | None = None,
+) -> Float[Tensor, "rows heads head_dim"]:
+    """softmax(q k^T / sqrt(head_dim)) v, where each row sees its own sequence up to itself.
+
+    The rows of a sequence are its newest; their keys and values must already be written. `window` is the number
+    of positions that a row sees, itself included; None sees all.
+    """
+    outputs = torch.empty_like(queries)
+    starts, lengths = pages.row_starts.tolist(), pages.lengths.tolist()
+    for sequence, length in enumerate(lengths):
+        first, last = starts[sequence], starts[sequence + 1]
+        if first == last:
+            continue
+        slots = pages.slots_of(sequence, length)
+        past_keys, past_values = keys[slots], values[slots]
+        outputs[first:last] = _attend(queries[first:last], past_keys, past_values, window)
+    return outputs
+
+
+def _attend(
+    queries: Float[Tensor, "rows heads head_dim"],
+    keys: Float[Tensor, "length kv_heads head_dim"],
+    values: Float[Tensor, "length kv_heads head_dim"],
+    window: int | None,
+) -> Float[Tensor, "rows heads head_dim"]:
+    """Causal attention of a sequence's newest rows over all of it."""
+    rows, length = queries.shape[0], keys.shape[0]
+    shared_by = queries.shape[1] // keys.shape[1]
+    per_head = queries.transpose(0, 1)[None]
+    all_keys = keys.transpose(0, 1).repeat_interleave(shared_by, 0)[None]
+    all_values = values.transpose(0, 1).repeat_interleave(shared_by, 0)[None]
+    if rows == length and (window is None or window >= length):
+        attended = F.scaled_dot_product_attention(per_head, all_keys, all_values, is_causal=True)
+    else:
+        positions = torch.arange(length, device=queries.device)
+        behind = positions[length - rows :, None] - positions[None, :]
+        visible = behind >= 0 if window is None else (behind >= 0) & (behind < window)
+        attended = F.scaled_dot_product_attention(per_head, all_keys, all_values, attn_mask=visible)
+    return attended[0].transpose(0, 1)

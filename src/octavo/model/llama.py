@@ -1,0 +1,195 @@
+"""The LLaMA network: plain functions over frozen weights, one file.
+
+Norm, rotary, attention, gated MLP, block, model. Mistral and Qwen differ by fields of `LlamaConfig`. Rows of
+several sequences share each call (`Batch`); what a row sees of its past goes through `kernels.attention`.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from octavo.kernels.attention import cached_attention, write_cache
+from octavo.model.config import LlamaConfig
+from octavo.model.kv_cache import Batch, KVCache
+from octavo.model.linear import Linear
+
+Hidden = Float[Tensor, "rows hidden_size"]
+
+
+@dataclass(frozen=True)
+class Block:
+    """The weights of one decoder layer."""
+
+    attention_norm: Float[Tensor, " hidden_size"]
+    query: Linear
+    key: Linear
+    value: Linear
+    output: Linear
+    query_norm: Float[Tensor, " head_dim"] | None
+    key_norm: Float[Tensor, " head_dim"] | None
+    mlp_norm: Float[Tensor, " hidden_size"]
+    gate: Linear
+    up: Linear
+    down: Linear
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """Cosine and sine of each row's rotation; the same in every layer."""
+
+    cosine: Float[Tensor, "rows 1 head_dim"]
+    sine: Float[Tensor, "rows 1 head_dim"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What all layers of one forward pass share."""
+
+    config: LlamaConfig
+    batch: Batch
+    cache: KVCache
+    rotary: Rotary
+
+
+@dataclass(frozen=True)
+class LlamaModel:
+    """A whole network on one device."""
+
+    config: LlamaConfig
+    embedding: Float[Tensor, "vocabulary hidden_size"]
+    blocks: tuple[Block, ...]
+    norm: Float[Tensor, " hidden_size"]
+    head: Linear
+
+    @property
+    def device(self) -> torch.device:
+        return self.embedding.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.norm.dtype
+
+
+def forward(
+    model: LlamaModel, batch: Batch, cache: KVCache, logits_for: Int[Tensor, " chosen"]
+) -> Float[Tensor, "chosen vocabulary"]:
+    """Logits of the rows `logits_for`; keys and values of all rows are in the cache afterwards."""
+    return model.head(hidden_states(model, batch, cache)[logits_for])
+
+
+def hidden_states(model: LlamaModel, batch: Batch, cache: KVCache) -> Hidden:
+    """The normalized states that the head turns into logits, one per row."""
+    hidden = F.embedding(batch.tokens, model.embedding)
+    step = Step(model.config, batch, cache, rotary_of(model.config, batch, hidden.dtype))
+    for layer, block in enumerate(model.blocks):
+        hidden = run_block(block, layer, hidden, step)
+    return rms_norm(hidden, model.norm, model.config.norm_epsilon)
+
+
+def run_block(block: Block, layer: int, hidden: Hidden, step: Step) -> Hidden:
+    """One decoder layer: attention, then the gated MLP, each added to what came in."""
+    inputs = rms_norm(hidden, block.attention_norm, step.config.norm_epsilon)
+    hidden = hidden + block.output(attend(block, layer, inputs, step))
+    inputs = rms_norm(hidden, block.mlp_norm, step.config.norm_epsilon)
+    return hidden + block.down(gated(block, inputs))
+
+
+def attend(block: Block, layer: int, inputs: Hidden, step: Step) -> Float[Tensor, "rows query_width"]:
+    """Attention up to, but without, the output projection."""
+    heads = (len(inputs), -1, step.config.head_dim)
+    queries, keys = block.query(inputs).view(heads), block.key(inputs).view(heads)
+    if block.query_norm is not None and block.key_norm is not None:
+        queries = rms_norm(queries, block.query_norm, step.config.norm_epsilon)
+        keys = rms_norm(keys, block.key_norm, step.config.norm_epsilon)
+    cached_keys, cached_values = step.cache.keys[layer], step.cache.values[layer]
+    write_cache(cached_keys, rotate(keys, step.rotary), step.batch.write_slots)
+    write_cache(cached_values, block.value(inputs).view(heads), step.batch.write_slots)
+    attended = cached_attention(
+        rotate(queries, step.rotary), cached_keys, cached_values, step.batch.pages, step.config.windows[layer]
+    )
+    return attended.flatten(1)
+
+
+def gated(block: Block, inputs: Hidden) -> Float[Tensor, "rows intermediate_size"]:
+    """SwiGLU up to, but without, the down projection (https://arxiv.org/abs/2002.05202)."""
+    return F.silu(block.gate(inputs)) * block.up(inputs)
+
+
+def rms_norm(inputs: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """Each vector over its root mean square, in float32, times `weight` (https://arxiv.org/abs/1910.07467)."""
+    wide = inputs.float()
+    normalized = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon)
+    return weight * normalized.to(inputs.dtype)
+
+
+def rotate(vectors: Float[Tensor, "rows heads head_dim"], rotary: Rotary) -> Float[Tensor, "rows heads head_dim"]:
+    """Rotate the pairs (d, d + head_dim / 2) of each head, the order of Hugging Face checkpoints."""
+    first, second = vectors.chunk(2, -1)
+    turned = torch.cat((-second, first), -1)
+    return vectors * rotary.cosine + turned * rotary.sine
+
+
+def rotary_of(config: LlamaConfig, batch: Batch, dtype: torch.dtype) -> Rotary:
+    """Rotations of a batch's rows, computed in float32 (https://arxiv.org/abs/2104.09864)."""
+    angles = batch.positions.float()[:, None] * inverse_frequencies(config, batch)
+    doubled = torch.cat((angles, angles), -1)[:, None, :]
+    temperature = config.rope_scaling.attention_factor
+    return Rotary((doubled.cos() * temperature).to(dtype), (doubled.sin() * temperature).to(dtype))
+
+
+def inverse_frequencies(config: LlamaConfig, batch: Batch) -> Float[Tensor, "*rows half_head"]:
+    """Radians per position of each pair; one row for all, or one per row where they depend on its sequence."""
+    scaling, device = config.rope_scaling, batch.positions.device
+    exponents = torch.arange(0, config.head_dim, 2, device=device).float() / config.head_dim
+    plain = 1.0 / config.rope_theta**exponents
+    match scaling.type:
+        case "default":
+            return plain
+        case "linear":
+            return plain / scaling.factor
+        case "dynamic":
+            return 1.0 / _dynamic_base(config, batch)[:, None] ** exponents
+        case "llama3":
+            return _llama3_frequencies(config, plain)
+        case "yarn":
+            return _yarn_frequencies(config, plain)
+
+
+def _dynamic_base(config: LlamaConfig, batch: Batch) -> Float[Tensor, " rows"]:
+    """NTK-aware base of each row's sequence, growing once it is longer than the trained context."""
+    scaling, rows = config.rope_scaling, len(batch.positions)
+    counts = batch.pages.row_starts.diff()
+    lengths = torch.repeat_interleave(batch.pages.lengths, counts, output_size=rows)
+    stretch = lengths.clamp(min=scaling.original_context).float() / scaling.original_context
+    exponent = config.head_dim / (config.head_dim - 2)
+    return config.rope_theta * (scaling.factor * stretch - (scaling.factor - 1)) ** exponent
+
+
+def _llama3_frequencies(config: LlamaConfig, plain: Tensor) -> Tensor:
+    """Llama 3.1: long waves are stretched, short ones kept, those between blended."""
+    scaling = config.rope_scaling
+    turns = scaling.original_context * plain / (2 * math.pi)
+    low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
+    kept = ((turns - low) / (high - low)).clamp(0, 1)
+    return plain * (kept + (1 - kept) / scaling.factor)
+
+
+def _yarn_frequencies(config: LlamaConfig, plain: Tensor) -> Tensor:
+    """YaRN: a linear ramp over the dimensions between stretched and kept (https://arxiv.org/abs/2309.00071)."""
+    scaling, width = config.rope_scaling, config.head_dim
+
+    def dimension_of(turns: float) -> float:
+        period = scaling.original_context / (turns * 2 * math.pi)
+        return width * math.log(period) / (2 * math.log(config.rope_theta))
+
+    low, high = dimension_of(scaling.beta_fast), dimension_of(scaling.beta_slow)
+    if scaling.whole_dimensions:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, width - 1)
+    span = high - low if high != low else 0.001
+    stretched = ((torch.arange(width // 2, device=plain.device).float() - low) / span).clamp(0, 1)
+    return plain * (stretched / scaling.factor + (1 - stretched))
