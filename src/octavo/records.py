@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import platform
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,28 +22,29 @@ HASH_CHUNK = 1024 * 1024
 
 @dataclass(frozen=True)
 class LinearRecord:
-    """How one linear was quantized. `loss` is the solver's sum of squared output errors per token."""
+    """How one linear was quantized.
+
+    `loss` is the squared error of its output per token, `damping` the fraction that its Hessian needed; both are
+    None for a method that sees no activations.
+    """
 
     name: str
     bits: int
     group_size: int | None
     symmetric: bool
-    loss: float
-    damping: float
+    loss: float | None
+    damping: float | None
 
 
 @dataclass(frozen=True)
 class QuantizationRecord:
-    """The part of a quantization that is the same each time: `octavo.json`."""
+    """The part of a quantization that is the same each time: `octavo.json`.
 
-    octavo_version: str
-    solver_version: int
-    layout: str
-    recipe: dict[str, Any]
-    plan: dict[str, Any]
-    calibration: dict[str, Any] | None
-    source_files: dict[str, str]
-    output_files: dict[str, str]
+    `inputs` is all that the result depends on; `files` the sha256 of each file written.
+    """
+
+    inputs: dict[str, Any]
+    files: dict[str, str]
     linears: list[LinearRecord]
     schema: int = SCHEMA_VERSION
 
@@ -55,8 +57,8 @@ class RunRecord:
     finished: str
     seconds: float
     seconds_of_linear: dict[str, float]
-    environment: dict[str, Any]
-    resumed: int = 0
+    resumed: int
+    machine: dict[str, Any]
     schema: int = SCHEMA_VERSION
 
 
@@ -75,8 +77,32 @@ class EvaluationRecord:
 
 
 def as_json(record: Any) -> dict[str, Any]:
-    """A record as plain JSON values."""
-    return asdict(record)
+    """A dataclass as the plain JSON values that reading it back would give."""
+    values: dict[str, Any] = json.loads(json.dumps(asdict(record)))
+    return values
+
+
+def describe_machine(device: str) -> dict[str, Any]:
+    """What decides the last bits of a result besides its inputs: processor, threads, device, torch."""
+    import torch
+
+    return {
+        "device": device,
+        "processor": _processor_name() if device == "cpu" else torch.cuda.get_device_name(device),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+
+
+def _processor_name() -> str:
+    """The processor's own name where the system tells it, else its architecture."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def sha256_of_bytes(data: bytes) -> str:

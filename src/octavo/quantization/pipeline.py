@@ -1,0 +1,274 @@
+"""The job: a dense model folder in, a quantized one out, a unit at a time, resumable."""
+
+import shutil
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import octavo
+from octavo.checkpoint.formats import Layout, linear_specs, quantization_config
+from octavo.checkpoint.tensors import INDEX_FILE, TensorSpec, plan_shards, tensor_files, write_index
+from octavo.errors import OutputError, UnsupportedModelError, UsageError
+from octavo.model.load import (
+    EMBEDDING,
+    FINAL_NORM,
+    HEAD,
+    LINEARS,
+    NORMS,
+    ModelFolder,
+    block_prefix,
+    has_bias,
+    linear_shapes,
+    norm_shapes,
+    open_folder,
+)
+from octavo.quantization.blocks import (
+    SOLVE_DTYPE,
+    STAGES,
+    Job,
+    Observer,
+    UnitSolver,
+    embed,
+    embedding_tensor,
+    quantize_block,
+    quantize_head,
+    stored_dtype,
+)
+from octavo.quantization.calibration import Calibration
+from octavo.quantization.gptq import SOLVER_VERSION
+from octavo.quantization.journal import Journal, Unit, finished_record, open_journal, prepare_folder
+from octavo.quantization.recipe import Recipe
+from octavo.records import (
+    QUANTIZATION_RECORD,
+    RUN_RECORD,
+    QuantizationRecord,
+    RunRecord,
+    as_json,
+    describe_machine,
+    read_json,
+    sha256_of_file,
+    write_json,
+)
+
+# What a folder needs besides its weights, so that it can be used where it goes.
+CARRIED_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "generation_config.json",
+    "LICENSE",
+)
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where the result goes, and in which layout. `max_shard_size` is in bytes."""
+
+    folder: Path
+    layout: Layout = "gptq"
+    max_shard_size: int = 5 * 10**9
+    restart: bool = False
+
+
+def quantize_folder(
+    source: Path,
+    destination: Destination,
+    recipe: Recipe,
+    calibration: Calibration | None,
+    device: torch.device,
+    observer: Observer,
+) -> tuple[QuantizationRecord, bool]:
+    """Quantize the model folder `source`; the record, and whether there was anything left to do.
+
+    `calibration` is None exactly for a recipe that sees no activations. A job that was killed goes on where it
+    was, provided that nothing it depends on has changed (ResumeError says what did).
+    """
+    assert (calibration is None) == (recipe.method == "rtn")
+    folder = open_folder(source)
+    _refuse_unfit(folder, recipe)
+    job = Job(folder, recipe, destination.layout, device, observer)
+    inputs = _inputs(job, destination, calibration)
+    prepare_folder(destination.folder, destination.restart)
+    done = finished_record(destination.folder, inputs)
+    if done is not None:
+        return done, False
+    units = _planned_units(job)
+    shards = plan_shards(units, destination.max_shard_size)
+    journal = open_journal(destination.folder, shards, inputs, _now())
+    _refuse_full_disk(destination.folder, units, calibration, folder)
+    observer.started(len(units), journal.progress.units)
+    try:
+        _run(job, journal, calibration)
+    finally:
+        journal.close()
+    write_index(destination.folder, shards)
+    return _finish(job, journal, inputs), True
+
+
+def _run(job: Job, journal: Journal, calibration: Calibration | None) -> None:
+    """Do the units that the journal does not yet hold."""
+    layers = job.source.config.layers
+    samples = journal.hidden()
+    while journal.progress.units < layers + 2:
+        started = time.perf_counter()
+        number = journal.progress.units
+        if number == 0:
+            name, solver = "embedding", UnitSolver(job)
+            samples = embed(job, calibration)
+            solver.add_dense(f"{EMBEDDING}.weight", job.source.vector(*embedding_tensor(job.source)))
+        elif number <= layers:
+            name = block_prefix(number - 1)
+            solver = UnitSolver(job)
+            samples = quantize_block(job, solver, number - 1, samples)
+        else:
+            name, solver = "head", UnitSolver(job)
+            quantize_head(job, solver, samples)
+            samples = []
+        seconds = time.perf_counter() - started
+        journal.record(Unit(solver.tensors, samples, solver.linears, seconds, solver.seconds))
+        job.observer.unit_done(name)
+
+
+def _planned_units(job: Job) -> list[list[TensorSpec]]:
+    """The tensors that each unit will give."""
+    source, config, plan = job.source, job.source.config, job.recipe.plan
+
+    def dense(name: str, shape: tuple[int, ...]) -> TensorSpec:
+        source_name = name if name in source.tensors else f"{EMBEDDING}.weight"
+        return TensorSpec(name, stored_dtype(source.tensors.specs[source_name].dtype), shape)
+
+    units = [[dense(*embedding_tensor(source))]]
+    for layer in range(config.layers):
+        prefix = block_prefix(layer)
+        unit = [dense(f"{prefix}.{NORMS[field]}.weight", shape) for field, shape in norm_shapes(config).items()]
+        for field, shape in linear_shapes(config).items():
+            name = f"{prefix}.{LINEARS[field]}"
+            scheme = plan.scheme_for(name)
+            unit += [dense(f"{name}.weight", shape)] if scheme is None else linear_specs(name, shape, scheme)
+            unit += [dense(f"{name}.bias", shape[:1])] if has_bias(config, field) else []
+        units.append(unit)
+    last = [dense(f"{FINAL_NORM}.weight", (config.hidden_size,))]
+    head_shape = (config.vocabulary_size, config.hidden_size)
+    if plan.lm_head is not None:
+        last += linear_specs(HEAD, head_shape, plan.lm_head)
+    elif not config.tied_embeddings:
+        last.append(dense(f"{HEAD}.weight", head_shape))
+    return [*units, last]
+
+
+def _refuse_unfit(folder: ModelFolder, recipe: Recipe) -> None:
+    """What cannot be quantized, and plans that engines could not load."""
+    if folder.quantization is not None:
+        raise UnsupportedModelError(
+            f"{folder.path} is quantized already ({folder.quantization.default}); quantize the dense model instead"
+        )
+    for layer in range(folder.config.layers):
+        for stage in STAGES:
+            names = [f"{block_prefix(layer)}.{LINEARS[field]}" for field in stage]
+            if len({recipe.plan.scheme_for(name) for name in names}) > 1:
+                raise UsageError(
+                    f"{' and '.join(names)} are fused by engines and must share a scheme; "
+                    "widen the pattern of --skip or --override to all of them"
+                )
+
+
+def _refuse_full_disk(
+    folder: Path, units: list[list[TensorSpec]], calibration: Calibration | None, source: ModelFolder
+) -> None:
+    """OutputError where the result and two generations of hidden states do not fit."""
+    needed = sum(spec.bytes for unit in units for spec in unit)
+    if calibration is not None:
+        needed += 2 * calibration.tokens.numel() * source.config.hidden_size * SOLVE_DTYPE.itemsize
+    present = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    free = shutil.disk_usage(folder).free
+    if needed > free + present:
+        raise OutputError(
+            f"{folder} needs {needed / 1e9:.2f} GB but its disk has {free / 1e9:.2f} GB free; "
+            "free space or choose another place"
+        )
+
+
+def _inputs(job: Job, destination: Destination, calibration: Calibration | None) -> dict[str, Any]:
+    """All that the result depends on; a job is continued only where these are the same."""
+    files = [job.source.path / "config.json", *tensor_files(job.source.path)]
+    files += [path for name in CARRIED_FILES if (path := job.source.path / name).exists()]
+    hashes = {}
+    for path in files:
+        job.observer.hashing(path.name, path.stat().st_size)
+        hashes[path.name] = sha256_of_file(path)
+    return {
+        "octavo": octavo.__version__,
+        "solver": SOLVER_VERSION,
+        "source": hashes,
+        "recipe": as_json(job.recipe),
+        "calibration": None if calibration is None else calibration_inputs(calibration),
+        "layout": destination.layout,
+        "max_shard_size": destination.max_shard_size,
+        "machine": describe_machine(str(job.device)),
+    }
+
+
+def calibration_inputs(calibration: Calibration) -> dict[str, Any]:
+    """What identifies a calibration: its text and its tokens, by hash."""
+    return {
+        "text": calibration.text,
+        "samples": calibration.tokens.shape[0],
+        "sequence_length": calibration.tokens.shape[1],
+        "text_sha256": calibration.text_sha256,
+        "tokens_sha256": calibration.tokens_sha256,
+    }
+
+
+def _finish(job: Job, journal: Journal, inputs: dict[str, Any]) -> QuantizationRecord:
+    """Write what makes the folder a model, its record last."""
+    folder, progress = journal.folder, journal.progress
+    meta = {
+        "quantizer": [f"octavo:{octavo.__version__}"],
+        "damp_percent": job.recipe.damping,
+        "true_sequential": job.recipe.method == "gptq",
+        "static_groups": job.recipe.act_order == "static",
+    }
+    quantization = quantization_config(
+        job.recipe.plan, job.layout, desc_act=job.recipe.act_order == "group", meta=meta
+    )
+    config = read_json(job.source.path / "config.json")
+    # transformers 5 says dtype, earlier ones torch_dtype; what is dense is stored in half precision.
+    for key in ("torch_dtype", "dtype"):
+        if config.get(key) == "float32":
+            config[key] = "float16"
+    if job.recipe.plan.lm_head is not None:
+        config["tie_word_embeddings"] = False
+    write_json(folder / "quantize_config.json", quantization)
+    carried = [name for name in CARRIED_FILES if (job.source.path / name).exists()]
+    for name in carried:
+        shutil.copyfile(job.source.path / name, folder / name)
+    write_json(folder / "config.json", {**config, "quantization_config": quantization})
+    index = [INDEX_FILE] if (folder / INDEX_FILE).exists() else []
+    written = ["quantize_config.json", *carried, "config.json", *index]
+    files = {**progress.files, **{name: sha256_of_file(folder / name) for name in written}}
+    record = QuantizationRecord(inputs, dict(sorted(files.items())), progress.linears)
+    run = RunRecord(
+        started=progress.started,
+        finished=_now(),
+        seconds=progress.seconds,
+        seconds_of_linear=progress.seconds_of_linear,
+        resumed=progress.resumed,
+        machine=inputs["machine"],
+    )
+    write_json(folder / RUN_RECORD, as_json(run))
+    write_json(folder / QUANTIZATION_RECORD, as_json(record))
+    journal.finish()
+    return record
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
