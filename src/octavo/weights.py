@@ -6,7 +6,6 @@ files live in `checkpoint.formats`, those of kernels in `kernels`.
 
 import re
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float, Int16, Int32, UInt8
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from octavo.errors import UsageError
 
-Bits = Literal[2, 3, 4, 8]
+STORABLE_BITS = (2, 3, 4, 8)
 
 
 @dataclass(frozen=True)
@@ -24,12 +23,12 @@ class QuantScheme:
     `group_size` is the number of input columns that share a scale and a zero; None is one group per output row.
     """
 
-    bits: Bits
+    bits: int
     group_size: int | None
     symmetric: bool
 
     def __post_init__(self) -> None:
-        if self.bits not in get_args(Bits):
+        if self.bits not in STORABLE_BITS:
             raise UsageError(f"{self.bits} bits cannot be stored; choose 2, 3, 4 or 8")
         if self.group_size is not None and self.group_size < 1:
             raise UsageError(
@@ -39,12 +38,12 @@ class QuantScheme:
 
     @property
     def largest_code(self) -> int:
-        return int(2**self.bits - 1)
+        return (1 << self.bits) - 1
 
     @property
     def middle(self) -> int:
         """The zero of every group of a symmetric weight."""
-        return int(2 ** (self.bits - 1))
+        return 1 << (self.bits - 1)
 
     def groups(self, in_features: int) -> int:
         """Number of groups of a row; the last one may be ragged."""

@@ -23,7 +23,7 @@ from octavo.checkpoint.packing import pack, packed_width, unpack
 from octavo.checkpoint.tensors import TensorSpec
 from octavo.errors import CheckpointError, UnsupportedModelError, UsageError
 from octavo.records import read_json
-from octavo.weights import Bits, QuantizedWeight, QuantScheme, SchemePlan
+from octavo.weights import STORABLE_BITS, QuantizedWeight, QuantScheme, SchemePlan
 
 Layout = Literal["gptq", "gptq_v2"]
 SUFFIXES = ("qweight", "qzeros", "scales", "g_idx")
@@ -108,7 +108,7 @@ def _scheme_of(
     rows, columns = shape
     qweight, group_of_column = tensors[f"{name}.qweight"], tensors[f"{name}.g_idx"]
     declared = quantization.default
-    fitting = [bits for bits in get_args(Bits) if qweight.shape == (packed_width(columns, bits), rows)]
+    fitting = [bits for bits in STORABLE_BITS if qweight.shape == (packed_width(columns, bits), rows)]
     largest_group = int(torch.bincount(group_of_column.long()).max())
     group_size = None if largest_group == columns else largest_group
     if group_size is None and (declared.group_size or columns) >= columns:
@@ -174,7 +174,7 @@ def read_quantization(folder: Path) -> FileQuantization | None:
     if type(bits) is not int or type(group_size) is not int or type(symmetric) is not bool:
         raise CheckpointError(f"{source} lacks usable bits, group_size and sym")
     try:
-        scheme = QuantScheme(bits, None if group_size == -1 else group_size, symmetric)  # type: ignore[arg-type]
+        scheme = QuantScheme(bits, None if group_size == -1 else group_size, symmetric)
     except UsageError as error:
         raise CheckpointError(f"{source}: {error}") from error
     known: Layout = "gptq_v2" if layout == "gptq_v2" else "gptq"

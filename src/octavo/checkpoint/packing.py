@@ -10,20 +10,18 @@ import torch
 from jaxtyping import Int32, Integer, UInt8
 from torch import Tensor
 
-from octavo.weights import Bits
-
 # 32 codes of `bits` bits fill `bits` words, whatever the width: the unit in which all layouts repeat.
 CODES_PER_UNIT = 32
 
 
-def packed_width(count: int, bits: Bits) -> int:
+def packed_width(count: int, bits: int) -> int:
     """Words that hold `count` codes."""
     if bits == 3:
         return -(-count // CODES_PER_UNIT) * 3
     return -(-count * bits // 32)
 
 
-def pack(codes: Integer[Tensor, "*rows count"], bits: Bits) -> Int32[Tensor, "*rows words"]:
+def pack(codes: Integer[Tensor, "*rows count"], bits: int) -> Int32[Tensor, "*rows words"]:
     """Pack codes 0 … 2^bits - 1 along the last dimension."""
     count = codes.shape[-1]
     padding = -count % CODES_PER_UNIT
@@ -38,7 +36,7 @@ def pack(codes: Integer[Tensor, "*rows count"], bits: Bits) -> Int32[Tensor, "*r
     return signed.to(torch.int32).flatten(-2)[..., : packed_width(count, bits)].contiguous()
 
 
-def unpack(words: Int32[Tensor, "*rows words"], bits: Bits, count: int) -> UInt8[Tensor, "*rows count"]:
+def unpack(words: Int32[Tensor, "*rows words"], bits: int, count: int) -> UInt8[Tensor, "*rows count"]:
     """The first `count` codes of packed words."""
     padding = -words.shape[-1] % bits
     units = torch.nn.functional.pad(words.long() & 0xFFFFFFFF, (0, padding)).unflatten(-1, (-1, bits))

@@ -23,7 +23,7 @@ from octavo.records import HASH_CHUNK, read_json, write_json
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 PARTIAL = ".partial"
-ALIGNMENT = 8  # bytes; a mapped tensor must start at a multiple of its element size
+HEADER_ALIGNMENT = 8  # bytes; a mapped tensor must start at a multiple of its element size
 
 DTYPE_NAMES = {
     torch.float64: "F64",
@@ -224,7 +224,7 @@ def safetensors_header(specs: Sequence[TensorSpec]) -> bytes:
             "data_offsets": [start, end],
         }
     text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % ALIGNMENT)
+    text += b" " * (-len(text) % HEADER_ALIGNMENT)
     return len(text).to_bytes(8, "little") + text
 
 
@@ -253,7 +253,8 @@ def plan_shards(units: Sequence[Sequence[TensorSpec]], max_shard_size: int) -> d
     for unit in units:
         ordered = sorted(unit, key=lambda spec: (-spec.dtype.itemsize, spec.name))
         size = sum(spec.bytes for spec in ordered)
-        if filled and (filled + size > max_shard_size or filled % ALIGNMENT):
+        aligned = filled % ordered[0].dtype.itemsize == 0
+        if filled and (filled + size > max_shard_size or not aligned):
             shards.append([])
             filled = 0
         shards[-1] += ordered
@@ -286,7 +287,8 @@ def write_checkpoint(
     max_shard_size: int,
 ) -> dict[str, str]:
     """Stream tensors into a folder, one in memory at a time; the sha256 of each file written."""
-    shards = plan_shards([[spec] for spec in specs], max_shard_size)
+    widest_first = sorted(specs, key=lambda spec: -spec.dtype.itemsize)
+    shards = plan_shards([[spec] for spec in widest_first], max_shard_size)
     hashes = {}
     for file, contents in shards.items():
         writer = ShardWriter(folder / file, contents)
