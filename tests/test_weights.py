@@ -4,14 +4,8 @@ import pytest
 import torch
 
 from octavo.errors import UsageError
-from octavo.weights import (
-    QuantizedWeight,
-    QuantScheme,
-    SchemePlan,
-    SchemeRule,
-    dequantize,
-    sequential_groups,
-)
+from octavo.schemes import QuantScheme, SchemePlan, SchemeRule
+from octavo.weights import QuantizedWeight, dequantize, sequential_groups
 
 
 @pytest.mark.parametrize(("bits", "group_size"), [(5, 128), (0, 128), (16, 128), (8, 0), (8, -2)])

@@ -5,7 +5,7 @@ import json
 import os
 import platform
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +70,9 @@ class EvaluationRecord:
     model: str
     model_files: dict[str, str]
     reference: str | None
-    protocol: str
+    reference_files: dict[str, str] | None
     results: list[dict[str, Any]]
-    environment: dict[str, Any] = field(default_factory=dict)
+    machine: dict[str, Any]
     schema: int = SCHEMA_VERSION
 
 

@@ -16,7 +16,8 @@ from octavo.checkpoint.formats import (
     read_quantization,
 )
 from octavo.errors import CheckpointError, UnsupportedModelError
-from octavo.weights import QuantizedWeight, QuantScheme, SchemePlan, SchemeRule, sequential_groups
+from octavo.schemes import QuantScheme, SchemePlan, SchemeRule
+from octavo.weights import QuantizedWeight, sequential_groups
 
 
 def quantized(rows, columns, scheme, seed=0, smallest_zero=1):

@@ -9,7 +9,8 @@ from octavo.errors import NumericalError
 from octavo.quantization.gptq import factor_hessian, output_error, round_to_nearest, solve
 from octavo.quantization.grid import min_max_grid, round_to_codes, search_grid
 from octavo.quantization.recipe import Recipe
-from octavo.weights import QuantizedWeight, QuantScheme, SchemePlan, dequantize
+from octavo.schemes import QuantScheme, SchemePlan
+from octavo.weights import QuantizedWeight, dequantize
 
 DAMPING = 0.01
 

@@ -14,7 +14,7 @@ the true output width and `g_idx` the true input width where words are padded. S
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -23,9 +23,9 @@ from octavo.checkpoint.packing import pack, packed_width, unpack
 from octavo.checkpoint.tensors import TensorSpec
 from octavo.errors import CheckpointError, UnsupportedModelError, UsageError
 from octavo.records import read_json
-from octavo.weights import STORABLE_BITS, QuantizedWeight, QuantScheme, SchemePlan
+from octavo.schemes import STORABLE_BITS, Layout, QuantScheme, SchemePlan
+from octavo.weights import QuantizedWeight
 
-Layout = Literal["gptq", "gptq_v2"]
 SUFFIXES = ("qweight", "qzeros", "scales", "g_idx")
 
 

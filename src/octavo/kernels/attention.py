@@ -20,8 +20,8 @@ class SequencePages:
     positions; position p is in slot `page_table[s, p // page_size] * page_size + p % page_size`.
     """
 
-    row_starts: Int[Tensor, " sequences+1"]
     lengths: Int[Tensor, " sequences"]
+    row_starts: Int[Tensor, " sequences+1"]
     page_table: Int[Tensor, "sequences pages"]
     page_size: int
 

@@ -205,7 +205,7 @@ def _rope(fields: _Fields, context: int) -> tuple[float, RopeScaling]:
         raise CheckpointError(f"rope_scaling in {fields.path} is no object")
     inner = _Fields(fields.path, scaling)
     theta = inner.number("rope_theta", fields.number("rope_theta", 10000.0))
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    kind: Any = scaling.get("rope_type", scaling.get("type", "default"))
     if kind not in get_args(RopeType):
         raise UnsupportedModelError(
             f"{fields.path} has rope type {kind!r}; Octavo runs {', '.join(get_args(RopeType))}"
@@ -227,7 +227,7 @@ def _rope(fields: _Fields, context: int) -> tuple[float, RopeScaling]:
     )
 
 
-def _attention_factor(scaling: _Fields, kind: str, factor: float) -> float:
+def _attention_factor(scaling: _Fields, kind: RopeType, factor: float) -> float:
     """YaRN's temperature on the rotated queries and keys (https://arxiv.org/abs/2309.00071, equation 22)."""
     if kind != "yarn":
         return 1.0

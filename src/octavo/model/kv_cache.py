@@ -46,7 +46,7 @@ def make_cache(
 
 
 def make_batch(
-    new_tokens: Sequence[Int[Tensor, " rows"]], cached: Sequence[int], page_table: Int[Tensor, "sequences pages"],
+    new_tokens: Sequence[Int[Tensor, " _"]], cached: Sequence[int], page_table: Int[Tensor, "sequences pages"],
     page_size: int,
 ) -> Batch:  # fmt: skip
     """The batch that appends `new_tokens[s]` to sequence s, of which `cached[s]` positions are in the cache."""
@@ -62,7 +62,7 @@ def make_batch(
         tokens=torch.cat(list(new_tokens)).to(device),
         positions=positions,
         write_slots=pages * page_size + positions % page_size,
-        pages=SequencePages(row_starts, past + counts, page_table, page_size),
+        pages=SequencePages(past + counts, row_starts, page_table, page_size),
     )
 
 

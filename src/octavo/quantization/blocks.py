@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from octavo.checkpoint.formats import Layout, encode_linear, smallest_zero
+from octavo.checkpoint.formats import encode_linear, smallest_zero
 from octavo.errors import NumericalError, UsageError
 from octavo.model.kv_cache import KVCache, one_sequence
 from octavo.model.linear import make_linear
@@ -36,7 +36,8 @@ from octavo.quantization.hessian import hessian_of
 from octavo.quantization.journal import Samples
 from octavo.quantization.recipe import Recipe
 from octavo.records import LinearRecord
-from octavo.weights import DenseWeight, QuantizedWeight, QuantScheme
+from octavo.schemes import Layout, QuantScheme
+from octavo.weights import DenseWeight, QuantizedWeight
 
 # Linears of a stage see the same input and share a Hessian; engines fuse them, so they share a scheme too.
 STAGES = (("query", "key", "value"), ("output",), ("gate", "up"), ("down",))
@@ -48,6 +49,9 @@ class Observer:
 
     def hashing(self, file: str, size: int) -> None:
         """A source file of `size` bytes is about to be hashed."""
+
+    def already_done(self) -> None:
+        """The output folder holds the result of this very job."""
 
     def started(self, units: int, done: int) -> None:
         """The job has `units` units of which an earlier run did `done`."""

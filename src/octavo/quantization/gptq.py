@@ -19,7 +19,8 @@ from torch import Tensor
 from octavo.errors import NumericalError
 from octavo.quantization.grid import Grid, min_max_grid, round_to_codes, search_grid
 from octavo.quantization.recipe import ActOrder, Recipe
-from octavo.weights import QuantizedWeight, QuantScheme, dequantize, sequential_groups
+from octavo.schemes import QuantScheme
+from octavo.weights import QuantizedWeight, dequantize, sequential_groups
 
 SOLVER_VERSION = 1  # raised whenever the same inputs would give other codes
 BLOCK_COLUMNS = 128  # columns between two updates of the whole rest; no effect on the result

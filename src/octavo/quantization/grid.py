@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from octavo.errors import NumericalError
-from octavo.weights import QuantScheme
+from octavo.schemes import QuantScheme
 
 SMALLEST_SCALE = 2.0**-14  # the smallest normal fp16: below it, scales lose the bits that make codes exact
 LARGEST_SCALE = 65504.0

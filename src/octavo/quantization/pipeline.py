@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-import octavo
-from octavo.checkpoint.formats import Layout, linear_specs, quantization_config
+from octavo import __version__
+from octavo.checkpoint.formats import linear_specs, quantization_config
 from octavo.checkpoint.tensors import INDEX_FILE, TensorSpec, plan_shards, tensor_files, write_index
 from octavo.errors import OutputError, UnsupportedModelError, UsageError
 from octavo.model.load import (
@@ -53,6 +53,7 @@ from octavo.records import (
     sha256_of_file,
     write_json,
 )
+from octavo.schemes import Layout
 
 # What a folder needs besides its weights, so that it can be used where it goes.
 CARRIED_FILES = (
@@ -86,8 +87,8 @@ def quantize_folder(
     calibration: Calibration | None,
     device: torch.device,
     observer: Observer,
-) -> tuple[QuantizationRecord, bool]:
-    """Quantize the model folder `source`; the record, and whether there was anything left to do.
+) -> QuantizationRecord:
+    """Quantize the model folder `source`; its record.
 
     `calibration` is None exactly for a recipe that sees no activations. A job that was killed goes on where it
     was, provided that nothing it depends on has changed (ResumeError says what did).
@@ -100,7 +101,8 @@ def quantize_folder(
     prepare_folder(destination.folder, destination.restart)
     done = finished_record(destination.folder, inputs)
     if done is not None:
-        return done, False
+        observer.already_done()
+        return done
     units = _planned_units(job)
     shards = plan_shards(units, destination.max_shard_size)
     journal = open_journal(destination.folder, shards, inputs, _now())
@@ -111,7 +113,7 @@ def quantize_folder(
     finally:
         journal.close()
     write_index(destination.folder, shards)
-    return _finish(job, journal, inputs), True
+    return _finish(job, journal, inputs)
 
 
 def _run(job: Job, journal: Journal, calibration: Calibration | None) -> None:
@@ -206,7 +208,7 @@ def _inputs(job: Job, destination: Destination, calibration: Calibration | None)
         job.observer.hashing(path.name, path.stat().st_size)
         hashes[path.name] = sha256_of_file(path)
     return {
-        "octavo": octavo.__version__,
+        "octavo": __version__,
         "solver": SOLVER_VERSION,
         "source": hashes,
         "recipe": as_json(job.recipe),
@@ -232,7 +234,7 @@ def _finish(job: Job, journal: Journal, inputs: dict[str, Any]) -> QuantizationR
     """Write what makes the folder a model, its record last."""
     folder, progress = journal.folder, journal.progress
     meta = {
-        "quantizer": [f"octavo:{octavo.__version__}"],
+        "quantizer": [f"octavo:{__version__}"],
         "damp_percent": job.recipe.damping,
         "true_sequential": job.recipe.method == "gptq",
         "static_groups": job.recipe.act_order == "static",

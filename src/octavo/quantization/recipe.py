@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from octavo.errors import UsageError
-from octavo.weights import SchemePlan
+from octavo.schemes import QuantScheme, SchemePlan
 
 Method = Literal["gptq", "rtn"]
 ActOrder = Literal["none", "group", "static"]
@@ -21,7 +21,7 @@ class Recipe:
     for each group and keeps the best by activation-weighted error; "none" takes the range as it is.
     """
 
-    plan: SchemePlan
+    plan: SchemePlan = SchemePlan(QuantScheme(bits=8, group_size=128, symmetric=True))
     method: Method = "gptq"
     act_order: ActOrder = "static"
     damping: float = 0.01

@@ -1,0 +1,5 @@
+# Each target runs the script of its name, which is also what CI runs.
+.PHONY: setup check test proof demo
+
+setup check test proof demo:
+	scripts/$@

@@ -1,0 +1,278 @@
+"""The `octavo` command: one verb per job. Jobs are imported when they are called, so that --help is instant."""
+
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
+
+import typer
+from rich.console import Console
+
+from octavo.errors import OctavoError, UsageError
+from octavo.evaluation.spec import EvaluationSpec, Protocol
+from octavo.quantization.recipe import ActOrder, CalibrationSpec, Method, Recipe, ScaleSearch
+from octavo.runtime.params import SamplingParams
+from octavo.schemes import Layout, QuantScheme, SchemePlan, SchemeRule
+
+if TYPE_CHECKING:
+    from octavo.api import LoadedModel
+
+app = typer.Typer(
+    help="Quantize LLaMA-family models with GPTQ, measure what that cost, and run the result.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+Parameters = ParamSpec("Parameters")
+
+RECIPE, CALIBRATION = Recipe(), CalibrationSpec()
+ACT_ORDER, SCALE_SEARCH = f"{RECIPE.act_order}; none for rtn", f"{RECIPE.scale_search}; none for rtn"
+SCHEME, SAMPLING, EVALUATION = RECIPE.plan.default, SamplingParams(), EvaluationSpec()
+
+REFUSED, FAILED, INTERRUPTED = 2, 1, 130
+
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+DataDirectory = Annotated[
+    Path | None,
+    typer.Option(help="Folder with wikitext2/, ptb/ and c4/ files.", envvar="OCTAVO_DATA", show_default=False),
+]
+JsonFile = Annotated[
+    Path | None, typer.Option("--json", help="Also write the record to this file.", show_default=False)
+]
+
+
+def command(function: Callable[Parameters, None]) -> Callable[Parameters, None]:
+    """A verb of the command line; what goes wrong is one sentence on standard error and an exit code."""
+
+    @wraps(function)
+    def run(*arguments: Parameters.args, **options: Parameters.kwargs) -> None:
+        try:
+            function(*arguments, **options)
+        except KeyboardInterrupt:
+            sys.exit(INTERRUPTED)
+        except OctavoError as error:
+            Console(stderr=True).print(f"octavo: {error}", soft_wrap=True, highlight=False, markup=False)
+            sys.exit(REFUSED if isinstance(error, UsageError) else FAILED)
+
+    app.command()(run)
+    return run
+
+
+@command
+def quantize(
+    model: Annotated[Path, typer.Argument(help="Folder of the dense model.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="Folder for the result.", show_default=False)],
+    bits: Annotated[int, typer.Option(help="2, 3, 4 or 8.")] = SCHEME.bits,
+    group_size: Annotated[int, typer.Option(help="Columns per scale; -1 is the whole row.")] = SCHEME.group_size
+    or -1,
+    symmetric: Annotated[
+        bool, typer.Option("--symmetric/--asymmetric", help="Symmetric files load in every engine.")
+    ] = SCHEME.symmetric,
+    act_order: Annotated[
+        ActOrder | None,
+        typer.Option(help="Solve in order of activation; group needs g_idx at run time.", show_default=ACT_ORDER),
+    ] = None,
+    method: Annotated[Method, typer.Option(help="rtn is plain rounding, the baseline.")] = RECIPE.method,
+    calibration: Annotated[
+        str, typer.Option(help="wikitext2, c4, ptb, or a text or JSONL file.")
+    ] = CALIBRATION.text,
+    samples: Annotated[int, typer.Option(help="Calibration windows.")] = CALIBRATION.samples,
+    sequence_length: Annotated[int, typer.Option(help="Tokens of each.")] = CALIBRATION.sequence_length,
+    seed: Annotated[int, typer.Option(help="Draws the windows.")] = CALIBRATION.seed,
+    damping: Annotated[float, typer.Option(help="Fraction of the Hessian's mean diagonal.")] = RECIPE.damping,
+    scale_search: Annotated[
+        ScaleSearch | None,
+        typer.Option(help="Search each group's scale, or take min-max.", show_default=SCALE_SEARCH),
+    ] = None,
+    skip: Annotated[
+        list[str] | None, typer.Option(help="Keep matching linears dense: 'layers.0.*'.", show_default=False)
+    ] = None,
+    override: Annotated[
+        list[str] | None,
+        typer.Option(help="PATTERN=BITS[,GROUP]: 'down_proj=8,64'.", show_default=False),
+    ] = None,
+    lm_head: Annotated[int | None, typer.Option(help="Bits of the output head.", show_default="dense")] = None,
+    layout: Annotated[
+        Layout | None,
+        typer.Option("--format", help="Layout on disk.", show_default="gptq; v2 for asymmetric 2 and 3 bits"),
+    ] = None,
+    max_shard_size: Annotated[str, typer.Option(help="Largest file: 5GB, 500MB.")] = "5GB",
+    data_dir: DataDirectory = None,
+    device: Device = "auto",
+    restart: Annotated[bool, typer.Option(help="Throw away what OUT holds of a former job.")] = False,
+) -> None:
+    """Quantize MODEL into OUT.
+
+    A run that was killed goes on where it was when the same command is given again.
+    """
+    scheme = _scheme(bits, group_size, symmetric)
+    plain = method == "rtn"
+    recipe = Recipe(
+        plan=SchemePlan(scheme, _rules(skip or [], override or [], scheme), _head_scheme(lm_head, scheme)),
+        method=method,
+        act_order=act_order or ("none" if plain else RECIPE.act_order),
+        damping=damping,
+        scale_search=scale_search or ("none" if plain else RECIPE.scale_search),
+    )
+    chosen = CalibrationSpec(calibration, samples, sequence_length, seed, data_dir)
+    shard_size = _bytes(max_shard_size)
+
+    from octavo import api
+    from octavo.quantization.pipeline import Destination
+    from octavo.report.progress import QuantizationProgress
+
+    destination = Destination(
+        out, layout or ("gptq_v2" if bits < 4 and not symmetric else "gptq"), shard_size, restart
+    )
+    with QuantizationProgress(Console(stderr=True), out) as progress:
+        api.quantize(model, destination, recipe, chosen, device, progress)
+
+
+@command
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="Model folder, dense or quantized.", show_default=False)],
+    reference: Annotated[
+        Path | None,
+        typer.Option(help="Dense model to measure KL divergence and agreement against.", show_default=False),
+    ] = None,
+    protocol: Annotated[Protocol, typer.Option(help="Which published convention.")] = EVALUATION.protocol,
+    dataset: Annotated[
+        str, typer.Option(help="wikitext2, ptb, c4 or files, separated by commas.")
+    ] = EVALUATION.text,
+    length: Annotated[int, typer.Option(help="Tokens of a window.")] = EVALUATION.length,
+    windows: Annotated[
+        int | None, typer.Option(help="Score only the first so many.", show_default="all")
+    ] = EVALUATION.windows,
+    data_dir: DataDirectory = None,
+    device: Device = "auto",
+    json_file: JsonFile = None,
+) -> None:
+    """Measure MODEL's perplexity by a published protocol, and how far it is from a reference."""
+    specs = [EvaluationSpec(text, protocol, length, windows, data_dir) for text in dataset.split(",")]
+
+    from octavo import api
+    from octavo.report.progress import EvaluationProgress
+    from octavo.records import as_json, write_json
+    from octavo.report.evaluation import print_evaluation
+
+    with EvaluationProgress(Console(stderr=True)) as progress:
+        record = api.evaluate(model, specs, reference, device, progress)
+    print_evaluation(Console(), record)
+    if json_file is not None:
+        write_json(json_file, as_json(record))
+
+
+@command
+def generate(
+    model: Annotated[Path, typer.Argument(help="Model folder, dense or quantized.", show_default=False)],
+    prompt: Annotated[str, typer.Option(help="Text to go on from.", show_default=False)],
+    chat: Annotated[
+        bool, typer.Option("--chat", help="The prompt is a question; put it through the chat template.")
+    ] = False,
+    system: Annotated[str | None, typer.Option(help="System message, with --chat.", show_default=False)] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest reply, in tokens.")] = 256,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = SAMPLING.temperature,
+    top_k: Annotated[int | None, typer.Option(help="Keep the k likeliest.", show_default="all")] = SAMPLING.top_k,
+    top_p: Annotated[float, typer.Option(help="Keep the fewest that reach p.")] = SAMPLING.top_p,
+    min_p: Annotated[float, typer.Option(help="Keep those at least p times the likeliest.")] = SAMPLING.min_p,
+    repetition_penalty: Annotated[
+        float, typer.Option(help="Above 1 avoids tokens already seen.")
+    ] = SAMPLING.repetition_penalty,
+    seed: Annotated[int | None, typer.Option(help="Repeats a draw.", show_default="random")] = SAMPLING.seed,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="End before this text; may be given again.", show_default=False)
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Let MODEL write on from a prompt, or answer it with --chat."""
+    params = SamplingParams(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+    if system is not None and not chat:
+        raise UsageError("--system belongs to --chat; a raw prompt has no system message")
+
+    from octavo import api
+
+    loaded = api.load(model, device)
+    for piece in _reply(loaded, prompt, system, chat)(params, max_new_tokens, stop or []):
+        print(piece, end="", flush=True)
+    print()
+
+
+@command
+def inspect(
+    model: Annotated[Path, typer.Argument(help="Model folder, dense or quantized.", show_default=False)],
+    device: Device = "auto",
+    json_file: JsonFile = None,
+) -> None:
+    """Show what MODEL is: its shape, how it is stored, which kernels run it, and whether its files are whole."""
+    from octavo import api
+    from octavo.records import write_json
+    from octavo.report.inspection import inspect_folder, print_inspection
+
+    inspection = inspect_folder(model, api.choose_device(device))
+    print_inspection(Console(), inspection)
+    if json_file is not None:
+        write_json(json_file, inspection)
+
+
+@command
+def convert(
+    source: Annotated[Path, typer.Argument(help="A .gguf file.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="Folder for the Hugging Face model.", show_default=False)],
+) -> None:
+    """Turn a GGUF file into a dense Hugging Face model folder."""
+    from octavo.conversion.from_gguf import convert_gguf
+    from octavo.report.progress import ConversionProgress
+
+    with ConversionProgress(Console(stderr=True)) as progress:
+        convert_gguf(source, out, progress=progress)
+
+
+def _reply(loaded: "LoadedModel", prompt: str, system: str | None, chat: bool) -> Callable[..., Any]:
+    """What to call with sampling parameters, the longest length and stop strings."""
+    from functools import partial
+
+    from octavo.model.chat import Message
+
+    if not chat:
+        return partial(loaded.generate, prompt)
+    opening = [] if system is None else [Message("system", system)]
+    return partial(loaded.chat, [*opening, Message("user", prompt)])
+
+
+def _scheme(bits: int, group_size: int, symmetric: bool) -> QuantScheme:
+    return QuantScheme(bits, None if group_size == -1 else group_size, symmetric)
+
+
+def _head_scheme(bits: int | None, default: QuantScheme) -> QuantScheme | None:
+    return None if bits is None else QuantScheme(bits, default.group_size, default.symmetric)
+
+
+def _rules(skip: list[str], override: list[str], default: QuantScheme) -> tuple[SchemeRule, ...]:
+    """The rules of --skip and --override; skips come first."""
+    rules = [SchemeRule(pattern, None) for pattern in skip]
+    for text in override:
+        pattern, _, numbers = text.partition("=")
+        parts = numbers.split(",")
+        if not pattern or len(parts) > 2 or not all(part.lstrip("-").isdigit() for part in parts):
+            raise UsageError(
+                f"--override {text!r} is not PATTERN=BITS or PATTERN=BITS,GROUP, such as down_proj=8,64"
+            )
+        group = int(parts[1]) if len(parts) == 2 else default.group_size or -1
+        rules.append(SchemeRule(pattern, _scheme(int(parts[0]), group, default.symmetric)))
+    return tuple(rules)
+
+
+def _bytes(text: str) -> int:
+    """A size such as 5GB in bytes."""
+    units = {"GB": 10**9, "MB": 10**6, "KB": 10**3}
+    number, unit = text[:-2], text[-2:].upper()
+    if unit not in units or not number.isdigit() or int(number) == 0:
+        raise UsageError(f"--max-shard-size {text!r} is no size; write it like 5GB or 500MB")
+    return int(number) * units[unit]
+
+
+def main() -> None:
+    """Run the command line."""
+    app(prog_name="octavo")

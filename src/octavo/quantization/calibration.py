@@ -1,0 +1,53 @@
+"""Calibration data: a fixed, seeded, hashed batch of token windows."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jaxtyping import Int64
+from torch import Tensor
+
+from octavo.corpora import load_corpus
+from octavo.errors import UsageError
+from octavo.model.text_windows import draw_training_windows, sha256_of_tokens
+from octavo.model.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class CalibrationSpec:
+    """Which windows to calibrate with, from the train split of `wikitext2`, `ptb` or `c4`, or from a file."""
+
+    text: str = "c4"
+    samples: int = 128
+    sequence_length: int = 2048
+    seed: int = 0
+    data_dir: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise UsageError(f"{self.samples} calibration samples are too few; ask for at least 1")
+        if self.sequence_length < 1:
+            raise UsageError(f"a sequence length of {self.sequence_length} is too short; ask for at least 1")
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The windows, and what identifies them: the text's name, source and hash, and the hash of the tokens."""
+
+    tokens: Int64[Tensor, "samples length"]
+    text: str
+    source: str
+    text_sha256: str
+    tokens_sha256: str
+
+
+def calibration_tokens(spec: CalibrationSpec, tokenizer: Tokenizer, model_names: Sequence[str]) -> Calibration:
+    """Draw the windows that `spec` asks for; the same spec, text and tokenizer give the same windows.
+
+    The draws are those of GPTQ's reference code (docs/protocols.md). `model_names` are the model's folder and
+    other names, by which its chat template is found if the text holds conversations. CorpusError where the text
+    is missing, malformed or too short; TemplateError where a template is needed and there is none.
+    """
+    corpus = load_corpus(spec.text, "train", spec.data_dir)
+    tokens = draw_training_windows(corpus, tokenizer, model_names, spec.samples, spec.sequence_length, spec.seed)
+    return Calibration(tokens, corpus.name, corpus.source, corpus.sha256, sha256_of_tokens(tokens))

@@ -1,0 +1,120 @@
+"""Bars on a terminal and plain lines in a pipe, for jobs that take longer than a second."""
+
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from octavo.evaluation.metrics import perplexity
+from octavo.evaluation.protocol import EvaluationWindows
+from octavo.evaluation.scoring import EvaluationObserver
+from octavo.quantization.blocks import Observer
+from octavo.records import LinearRecord
+from octavo.report.tables import as_size
+
+
+class _Bar:
+    """One bar at a time with lines above it; only the lines where nobody watches."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def begin(self, description: str, total: int, completed: int = 0) -> None:
+        """Put a new bar in place of the one before."""
+        if self._task is not None:
+            self._progress.remove_task(self._task)
+        self._task = self._progress.add_task(description, total=total, completed=completed, note="")
+
+    def advance(self, completed: int, note: str = "") -> None:
+        assert self._task is not None, "a bar begins before it advances"
+        self._progress.update(self._task, completed=completed, note=note)
+
+    def line(self, text: str) -> None:
+        """A line that stays."""
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+class QuantizationProgress(_Bar, Observer):
+    """How a quantization goes: a line per linear, a bar over the blocks with the time that remains."""
+
+    def __init__(self, console: Console, out: Path) -> None:
+        super().__init__(console)
+        self._out = out
+        self._units = 0
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        super().__exit__(kind, error, trace)
+        if kind is KeyboardInterrupt:
+            self.line(f"Stopped. Nothing is lost: run the same command to continue {self._out}.")
+
+    def hashing(self, file: str, size: int) -> None:
+        if size > 10**9:
+            self.line(f"hashing {file} ({as_size(size)})")
+
+    def already_done(self) -> None:
+        self.line(f"{self._out} is already done; nothing to do.")
+
+    def started(self, units: int, done: int) -> None:
+        self._units = done
+        if done:
+            self.line(f"continuing {self._out} after {done} of {units} parts")
+        self.begin("quantizing", units, done)
+
+    def linear_solved(self, linear: LinearRecord, seconds: float) -> None:
+        measured = "" if linear.loss is None else f"  loss {linear.loss:.4e}  damping {linear.damping}"
+        self.line(f"{linear.name}{measured}  {seconds:.2f} s")
+
+    def unit_done(self, name: str) -> None:
+        self._units += 1
+        self.advance(self._units, name)
+
+    def finished(self) -> None:
+        self.line(f"wrote {self._out}")
+
+
+class EvaluationProgress(_Bar, EvaluationObserver):
+    """How an evaluation goes: a bar over the windows with the perplexity so far."""
+
+    def started(self, windows: EvaluationWindows) -> None:
+        self.line(windows.description)
+        self.begin("scoring", windows.windows.shape[0])
+
+    def scored(self, losses: list[float]) -> None:
+        self.advance(len(losses), f"perplexity {perplexity(losses).value:.4f}")
+
+
+class ConversionProgress(_Bar):
+    """How a conversion goes: a bar over the tensors."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console)
+        self._total = 0
+
+    def __call__(self, name: str, done: int, total: int) -> None:
+        if total != self._total:
+            self._total = total
+            self.begin("converting", total)
+        self.advance(done, name)
