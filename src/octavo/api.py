@@ -23,7 +23,14 @@ from octavo.quantization.blocks import Observer
 from octavo.quantization.calibration import calibration_tokens
 from octavo.quantization.pipeline import Destination, quantize_folder
 from octavo.quantization.recipe import CalibrationSpec, Recipe
-from octavo.records import EvaluationRecord, QuantizationRecord, describe_machine, sha256_of_file
+from octavo.records import (
+    EvaluationRecord,
+    QuantizationRecord,
+    describe_machine,
+    file_states,
+    refuse_changed_files,
+    sha256_of_file,
+)
 from octavo.runtime.generation import generate_tokens, text_of, until_stop
 from octavo.runtime.params import SamplingParams
 
@@ -104,6 +111,7 @@ def evaluate(
     UsageError where the two models do not share a tokenizer.
     """
     listening = observer or EvaluationObserver()
+    hashes = [_hashes(Path(folder)) for folder in (model, reference) if folder is not None]
     subject = load(model, device)
     other = None if reference is None else load(reference, device)
     if other is not None and other.tokenizer.fingerprint != subject.tokenizer.fingerprint:
@@ -119,9 +127,9 @@ def evaluate(
     return EvaluationRecord(
         octavo_version=__version__,
         model=str(model),
-        model_files=_hashes(subject.path),
+        model_files=hashes[0],
         reference=None if reference is None else str(reference),
-        reference_files=None if other is None else _hashes(other.path),
+        reference_files=None if reference is None else hashes[1],
         results=results,
         machine=describe_machine(str(subject.network.device)),
     )
@@ -204,4 +212,6 @@ def _difference_values(comparison: Comparison) -> dict[str, Any]:
 
 
 def _hashes(folder: Path) -> dict[str, str]:
+    """What was measured, by hash; CheckpointError where it is not what the folder's own record says."""
+    refuse_changed_files(file_states(folder), folder)
     return {path.name: sha256_of_file(path) for path in [folder / "config.json", *tensor_files(folder)]}

@@ -207,13 +207,14 @@ def inspect(
 ) -> None:
     """Show what MODEL is: its shape, how it is stored, which kernels run it, and whether its files are whole."""
     from octavo import api
-    from octavo.records import write_json
+    from octavo.records import refuse_changed_files, write_json
     from octavo.report.inspection import inspect_folder, print_inspection
 
     inspection = inspect_folder(model, api.choose_device(device))
     print_inspection(Console(), inspection)
     if json_file is not None:
         write_json(json_file, inspection)
+    refuse_changed_files(inspection["files"], model)
 
 
 @command

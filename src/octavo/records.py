@@ -125,6 +125,33 @@ def sha256_of_file(path: Path, advance: Callable[[int], None] | None = None) -> 
     return digest.hexdigest()
 
 
+def file_states(folder: Path) -> dict[str, str]:
+    """Each file that a folder's record names: whole, changed or missing; nothing for a folder without record."""
+    if not (folder / QUANTIZATION_RECORD).exists():
+        return {}
+    recorded = read_json(folder / QUANTIZATION_RECORD).get("files")
+    if not isinstance(recorded, dict):
+        raise CheckpointError(f"{folder / QUANTIZATION_RECORD} names no files; quantize the model again")
+    states = {}
+    for name, expected in recorded.items():
+        path = folder / Path(name).name
+        if not path.exists():
+            states[name] = "missing"
+        else:
+            states[name] = "whole" if sha256_of_file(path) == expected else "changed"
+    return states
+
+
+def refuse_changed_files(states: dict[str, str], folder: Path) -> None:
+    """CheckpointError naming the first file that is not the one its record speaks of."""
+    for name, state in states.items():
+        if state != "whole":
+            raise CheckpointError(
+                f"{folder / name} is {state}: it is not what {QUANTIZATION_RECORD} says; "
+                "copy it again, or quantize the model again with --restart"
+            )
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file of bounded size; CheckpointError where it is anything else."""
     try:

@@ -14,7 +14,8 @@ from conftest import shared
 from octavo.errors import CorpusError, UsageError
 from octavo.model.text_windows import sha256_of_tokens
 from octavo.model.tokenizer import Tokenizer, load_tokenizer
-from octavo.quantization.calibration import CalibrationSpec, calibration_tokens
+from octavo.quantization.calibration import calibration_tokens
+from octavo.quantization.recipe import CalibrationSpec
 
 MODEL = ("a model",)
 ROWS = ["", " = A title = \n", "", *[f" Sentence {k} of <unk> and N , é . \n" for k in range(40)]]

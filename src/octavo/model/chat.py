@@ -21,9 +21,9 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 # Characters of a template (those of models have at most some twenty thousand), and of any text that it makes.
 LARGEST_TEMPLATE = 128 * 1024
 LARGEST_TEXT = 8 * 1024 * 1024
-# What a rendering may take, some seconds at most: a step is a node of the template, each time that a loop or a macro
-# comes to it, a value made, or sixteen characters or items read. Sorting and testing lists of long lists counts too
-# little, so whoever renders templates of strangers should limit the time as well.
+# What a rendering may take, some seconds at most: a step is a node of the template, each time that a loop or macro
+# comes to it, a value made, or 16 characters or 4 items read. Sorting lists of long lists takes longer than it
+# counts, so whoever renders templates of strangers should limit the time as well.
 MOST_STEPS = 5_000_000
 
 # Left out of Jinja: what pads, repeats or formats, for a few characters of template could ask it for any amount of
@@ -60,16 +60,16 @@ class ChatTemplate:
 VICUNA_V1_1 = ChatTemplate(jinja=None)
 
 
-def template_for(tokenizer: Tokenizer, name: str, *other_names: str) -> ChatTemplate:
+def template_for(tokenizer: Tokenizer, *names: str) -> ChatTemplate:
     """The template of a model: its own, or Vicuna v1.1 if a name says so (v1.3 and v1.5 are trained on the same).
 
-    The names are that of the model's folder and what its configuration calls it. TemplateError for other models.
+    `names` are that of the model's folder and what its configuration calls it. TemplateError for other models.
     """
     if tokenizer.chat_template:
         return ChatTemplate(tokenizer.chat_template)
-    is_vicuna = any(VICUNA_NAME.search(known) for known in (name, *other_names))
-    if is_vicuna and tokenizer.id_of("</s>") in tokenizer.control_ids:
+    if any(map(VICUNA_NAME.search, names)) and tokenizer.id_of("</s>") in tokenizer.control_ids:
         return VICUNA_V1_1
+    name = " or ".join(names) or "this model"
     raise TemplateError(f"{name} has no chat template; put one into its folder as chat_template.jinja")
 
 
@@ -109,10 +109,10 @@ def encode_chat(
 
 
 def vicuna_v1_1(messages: Sequence[Message], *, add_generation_prompt: bool = True) -> tuple[Segment, ...]:
-    """Vicuna v1.1 as FastChat's code writes it (conversation.py, SeparatorStyle.TWO), which is without newlines.
+    """Vicuna v1.1 as FastChat's code writes it (conversation.py, SeparatorStyle.TWO): no newlines.
 
-    A system message at the beginning takes the place of the usual one; after it user and assistant must take turns,
-    else TemplateError.
+    A system message at the beginning takes the place of the usual one; after it, user and assistant take turns, or
+    there is a TemplateError.
     """
     system = messages[0].content if messages and messages[0].role == "system" else None
     turns = messages if system is None else messages[1:]
@@ -211,7 +211,8 @@ class _Rendering:
 
     def read(self, value: Any) -> Any:
         """A value that a filter or a method goes through."""
-        self.spend(1 + len(value) // 16 if hasattr(value, "__len__") else 1)
+        size = len(value) if hasattr(value, "__len__") else 0
+        self.spend(1 + size // (16 if isinstance(value, str) else 4))
         return value
 
     def compared(self, value: Any) -> Any:
@@ -334,7 +335,7 @@ def _compiled(source: str) -> tuple[CodeType, int]:
 
 
 def _instrument(tree: Any) -> None:
-    """Lead loops, comparisons and new values of a template through a `_Rendering`, by filters without speakable names."""
+    """Lead loops, comparisons and new values through a `_Rendering`, by filters that no template can name."""
     from jinja2 import nodes
 
     def through(name: str, node: Any, *arguments: int) -> Any:

@@ -2,32 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from jaxtyping import Int64
 from torch import Tensor
 
 from octavo.corpora import load_corpus
-from octavo.errors import UsageError
 from octavo.model.text_windows import draw_training_windows, sha256_of_tokens
 from octavo.model.tokenizer import Tokenizer
-
-
-@dataclass(frozen=True)
-class CalibrationSpec:
-    """Which windows to calibrate with, from the train split of `wikitext2`, `ptb` or `c4`, or from a file."""
-
-    text: str = "c4"
-    samples: int = 128
-    sequence_length: int = 2048
-    seed: int = 0
-    data_dir: Path | None = None
-
-    def __post_init__(self) -> None:
-        if self.samples < 1:
-            raise UsageError(f"{self.samples} calibration samples are too few; ask for at least 1")
-        if self.sequence_length < 1:
-            raise UsageError(f"a sequence length of {self.sequence_length} is too short; ask for at least 1")
+from octavo.quantization.recipe import CalibrationSpec
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
-"""How a model is solved. A checkpoint cannot say it; the record beside it does."""
+"""How a model is solved, and on what text. A checkpoint cannot say it; the record beside it does."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from octavo.errors import UsageError
@@ -34,3 +35,20 @@ class Recipe:
             raise UsageError(
                 "rounding to nearest sees no activations, so it takes act-order none and scale search none"
             )
+
+
+@dataclass(frozen=True)
+class CalibrationSpec:
+    """Which windows to calibrate with, from the train split of `wikitext2`, `ptb` or `c4`, or from a file."""
+
+    text: str = "c4"
+    samples: int = 128
+    sequence_length: int = 2048
+    seed: int = 0
+    data_dir: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise UsageError(f"{self.samples} calibration samples are too few; ask for at least 1")
+        if self.sequence_length < 1:
+            raise UsageError(f"a sequence length of {self.sequence_length} is too short; ask for at least 1")

@@ -20,9 +20,9 @@ REFERENCE_COLUMNS = (
 
 def print_evaluation(console: Console, record: EvaluationRecord) -> None:
     """One row per text; standard errors are over windows."""
-    columns, title = COLUMNS, record.model
+    columns, title = list(COLUMNS), record.model
     if record.reference is not None:
-        columns, title = columns + REFERENCE_COLUMNS, f"{record.model} against {record.reference}"
+        columns, title = [*COLUMNS, *REFERENCE_COLUMNS], f"{record.model} against {record.reference}"
     print_table(console, title, columns, [_row(result) for result in record.results])
 
 

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from octavo.kernels import dispatch
 from octavo.model.load import HEAD, LINEARS, ModelFolder, block_prefix, linear_shapes, open_folder
-from octavo.records import QUANTIZATION_RECORD, read_json, sha256_of_file
+from octavo.records import file_states
 from octavo.report.tables import Column, as_size, print_table
 from octavo.weights import DenseWeight
 
@@ -37,7 +37,7 @@ def inspect_folder(path: Path, device: torch.device) -> dict[str, Any]:
         "bytes_of_linears": linear_bytes,
         "bits_per_weight_of_linears": 8 * linear_bytes / weights,
         "linears": _kinds(folder, linears, device),
-        "files": _file_states(path),
+        "files": file_states(path),
     }
 
 
@@ -56,12 +56,6 @@ def print_inspection(console: Console, inspection: dict[str, Any]) -> None:
         ("bits per weight of linears", f"{inspection['bits_per_weight_of_linears']:.3f}"),
     ]
     print_table(console, inspection["path"], (Column("fact", number=False), Column("value", number=False)), facts)
-    columns = (
-        Column("linears"),
-        Column("stored", number=False),
-        Column("kernel", number=False),
-        Column("passed over", number=False),
-    )
     kinds = [
         (
             str(kind["count"]),
@@ -71,11 +65,12 @@ def print_inspection(console: Console, inspection: dict[str, Any]) -> None:
         )
         for kind in inspection["linears"]
     ]
+    names = ("stored", "kernel", "passed over")
+    columns = (Column("linears"), *(Column(name, number=False) for name in names))
     print_table(console, "kernels", columns, kinds)
     if inspection["files"]:
-        states = list(inspection["files"].items())
-        columns = (Column("file", number=False), Column("against its record", number=False))
-        print_table(console, "files", columns, states)
+        titles = (Column("file", number=False), Column("against its record", number=False))
+        print_table(console, "files", titles, list(inspection["files"].items()))
 
 
 def _linear_shapes(folder: ModelFolder) -> dict[str, tuple[int, int]]:
@@ -111,17 +106,3 @@ def _kinds(folder: ModelFolder, linears: dict[str, tuple[int, int]], device: tor
         {"count": count, "stored": stored, "kernel": kernel, "refusals": dict(refusals)}
         for (stored, kernel, refusals), count in kinds.items()
     ]
-
-
-def _file_states(path: Path) -> dict[str, str]:
-    """Each file that octavo.json names: whole, missing or changed."""
-    record = path / QUANTIZATION_RECORD
-    if not record.exists():
-        return {}
-    states = {}
-    for name, expected in read_json(record).get("files", {}).items():
-        if not (path / name).exists():
-            states[name] = "missing"
-        else:
-            states[name] = "whole" if sha256_of_file(path / name) == expected else "changed"
-    return states
