@@ -267,7 +267,7 @@ def test_tokenizer_loads_in_transformers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
-        ({"rope__scaling__type": "none"}, None),
+        ({"rope__scaling__type": "none", "rope__scaling__factor": 2.0}, None),
         ({"rope__scaling__type": "linear"}, None),
         ({"rope__scaling__factor": 2.0}, {"rope_type": "linear", "factor": 2.0}),
         (

@@ -63,6 +63,14 @@ def test_a_conversation_that_the_template_refuses_is_named(tmp_path: Path) -> No
         token_stream(corpus(conversations=conversations), load_tokenizer(folder), MODEL)
 
 
+def test_a_conversation_with_an_unknown_role_is_named(tokenizer: Tokenizer) -> None:
+    conversations = ((("user", "Hi"),), (("narrator", "Once"),))
+    with pytest.raises(
+        CorpusError, match=r"conversation 2 of my\.txt cannot be written as a prompt: .*'narrator'"
+    ):
+        token_stream(corpus(conversations=conversations), tokenizer, MODEL)
+
+
 def reference_windows_of_a_stream(tokens: list[int], samples: int, length: int, seed: int) -> list[list[int]]:
     random.seed(seed)
     windows = []
@@ -100,7 +108,7 @@ def test_windows_of_documents_are_the_references(tokenizer: Tokenizer, documents
     length = 16
     # A document of exactly the window's length ends the reference's run; see the next test.
     documents = [document for document in documents if len(byte_tokens(document)) != length]
-    documents.append("a document that is long enough")
+    documents.append("a document <unk> that is <unk> long enough")
     drawn = draw_training_windows(corpus(*documents, dataset="c4"), tokenizer, MODEL, 6, length, seed)
     assert drawn.tolist() == reference_windows_of_documents(documents, 6, length, seed)
 

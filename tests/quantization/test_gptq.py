@@ -75,9 +75,17 @@ def definition(weight, hessian, scheme, act_order, smallest_zero=0):
 @pytest.mark.parametrize("group_size", [None, 32, 50, 128, 150])
 @pytest.mark.parametrize("act_order", ["none", "group", "static"])
 @pytest.mark.parametrize("symmetric", [True, False])
-def test_the_solver_is_its_definition(bits, group_size, act_order, symmetric):
+@pytest.mark.parametrize(
+    ("rows", "columns", "seed"),
+    [
+        (4, 160, 0),
+        pytest.param(16, 300, 1, marks=pytest.mark.proof),
+        pytest.param(8, 576, 2, marks=pytest.mark.proof),
+    ],
+)
+def test_the_solver_is_its_definition(bits, group_size, act_order, symmetric, rows, columns, seed):
     scheme = QuantScheme(bits, group_size, symmetric)
-    weight, hessian = problem(rows=4, columns=160)
+    weight, hessian = problem(rows, columns, seed)
     expected = definition(weight, hessian, scheme, act_order)
     factored = factor_hessian(hessian, DAMPING, act_order)
     solved = solve(weight, factored, scheme, recipe_of(scheme, act_order), smallest_zero=0)

@@ -177,7 +177,7 @@ def _within(angle: float, degrees: int) -> float:
     cosine, odd = math.cos(angle), degrees % 2
     term = cosine if odd else 1.0
     total = term if degrees > 1 else 0.0
-    for k in range(2 + odd, degrees - 1, 2):
+    for k in range(2 + odd, degrees, 2):
         term *= cosine**2 * (k - 1) / k
         total += term
     total *= math.sin(angle)
