@@ -15,7 +15,8 @@ from octavo.evaluation.metrics import mean_over_windows, paired_difference, perp
 from octavo.evaluation.protocol import EvaluationWindows, evaluation_windows
 from octavo.evaluation.scoring import Comparison, EvaluationObserver, Progress, compare, score
 from octavo.evaluation.spec import EvaluationSpec
-from octavo.model.chat import Message, encode_chat
+from octavo.model.chat import Message, encode_chat, template_for
+from octavo.model.config import read_config
 from octavo.model.llama import LlamaModel
 from octavo.model.load import load_model
 from octavo.model.tokenizer import TextStream, Tokenizer, load_tokenizer
@@ -64,7 +65,9 @@ class LoadedModel:
         stop: Sequence[str] = (),
     ) -> Iterator[str]:
         """Answer a conversation through the model's chat template; pieces of text as they settle."""
-        return self._stream(encode_chat(messages, self.tokenizer), params, max_new_tokens, stop)
+        return self._stream(
+            encode_chat(messages, template_for(self.tokenizer), self.tokenizer), params, max_new_tokens, stop
+        )
 
     def _stream(
         self, tokens: Sequence[int], params: SamplingParams, max_new_tokens: int, stop: Sequence[str]
@@ -91,12 +94,13 @@ def quantize(
 
     Run again after a kill, it goes on where it was. `calibration` is not read by a recipe that needs none.
     """
-    source = Path(model)
+    source, place = Path(model), choose_device(device)
     destination = out if isinstance(out, Destination) else Destination(Path(out))
+    read_config(source)  # a path that is no model is refused before a text is fetched for it
     tokens = None
     if recipe.method == "gptq":
         tokens = calibration_tokens(calibration, load_tokenizer(source))
-    return quantize_folder(source, destination, recipe, tokens, choose_device(device), observer or Observer())
+    return quantize_folder(source, destination, recipe, tokens, place, observer or Observer())
 
 
 def evaluate(

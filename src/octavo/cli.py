@@ -153,9 +153,9 @@ def evaluate(
     specs = [EvaluationSpec(text, protocol, length, windows, data_dir) for text in dataset.split(",")]
 
     from octavo import api
-    from octavo.report.progress import EvaluationProgress
     from octavo.records import as_json, write_json
     from octavo.report.evaluation import print_evaluation
+    from octavo.report.progress import EvaluationProgress
 
     with EvaluationProgress(Console(stderr=True)) as progress:
         record = api.evaluate(model, specs, reference, device, progress)

@@ -19,7 +19,6 @@ from octavo.model.text_windows import sha256_of_tokens
 from octavo.model.tokenizer import Tokenizer, load_tokenizer
 
 LENGTH = 60
-MODEL = ("a model",)
 WORDS = ["market", "<unk>", "N", "the", "é", "plan", "of", "shares", "said", "–"]
 
 
@@ -110,13 +109,13 @@ def c4_slices(rows: list[str], length: int) -> list[list[int]]:
     ],
 )
 def test_windows_are_the_references(tokenizer: Tokenizer, data: Path, text: str, protocol: str, expected) -> None:
-    result = evaluation_windows(EvaluationSpec(text, protocol, LENGTH, data_dir=data), tokenizer, MODEL)
+    result = evaluation_windows(EvaluationSpec(text, protocol, LENGTH, data_dir=data), tokenizer)
     assert result.windows.dtype == torch.int64
     assert result.windows.tolist() == expected(data)
     assert (result.protocol, result.text) == (protocol, text)
     assert result.tokens_sha256 == sha256_of_tokens(result.windows)
     assert result.source.startswith(str(data / text))
-    first = evaluation_windows(EvaluationSpec(text, protocol, LENGTH, windows=3, data_dir=data), tokenizer, MODEL)
+    first = evaluation_windows(EvaluationSpec(text, protocol, LENGTH, windows=3, data_dir=data), tokenizer)
     assert first.windows.tolist() == result.windows[:3].tolist()
     assert first.tokens_sha256 != result.tokens_sha256
 
@@ -125,13 +124,13 @@ def test_c4_new_ends_with_its_last_document(tokenizer: Tokenizer, data: Path) ->
     length = 1000
     expected = cut(byte_tokens(" ".join(c4_rows(data, "validation")[:1100])), length)
     assert 0 < len(expected) < 256
-    result = evaluation_windows(EvaluationSpec("c4", "gptq-new", length, data_dir=data), tokenizer, MODEL)
+    result = evaluation_windows(EvaluationSpec("c4", "gptq-new", length, data_dir=data), tokenizer)
     assert result.windows.tolist() == expected
 
 
 def test_what_a_result_says_of_a_stream(tokenizer: Tokenizer, data: Path) -> None:
     spec = EvaluationSpec("ptb", "gptq-new", LENGTH, windows=2, data_dir=data)
-    result = evaluation_windows(spec, tokenizer, MODEL)
+    result = evaluation_windows(spec, tokenizer)
     total = len(byte_tokens(" ".join(ptb_rows(data, "test"))))
     assert total % LENGTH != 0
     assert result.tokens_total == total
@@ -141,7 +140,7 @@ def test_what_a_result_says_of_a_stream(tokenizer: Tokenizer, data: Path) -> Non
 
 
 def test_what_a_result_says_of_slices(tokenizer: Tokenizer, data: Path) -> None:
-    result = evaluation_windows(EvaluationSpec("c4", "gptq", LENGTH, data_dir=data), tokenizer, MODEL)
+    result = evaluation_windows(EvaluationSpec("c4", "gptq", LENGTH, data_dir=data), tokenizer)
     assert result.windows.shape == (256, LENGTH)
     assert result.tokens_total == 256 * LENGTH
     drawn = {tuple(row) for row in result.windows.tolist()}
@@ -152,7 +151,7 @@ def test_what_a_result_says_of_slices(tokenizer: Tokenizer, data: Path) -> None:
 
 def test_more_windows_than_there_are_give_all(tokenizer: Tokenizer, data: Path) -> None:
     spec = EvaluationSpec("c4", "gptq-new", LENGTH, windows=10_000, data_dir=data)
-    result = evaluation_windows(spec, tokenizer, MODEL)
+    result = evaluation_windows(spec, tokenizer)
     assert result.windows.shape == (256, LENGTH)
     assert result.tokens_total == 256 * LENGTH
 
@@ -161,17 +160,15 @@ def test_a_sample_of_c4_says_what_it_is_and_what_came_of_it(tokenizer: Tokenizer
     (tmp_path / "c4").mkdir()
     lines = [json.dumps({"text": "x" * size}) + "\n" for size in (100, 20, 79)]
     (tmp_path / "c4" / "mine.jsonl").write_text("".join(lines))
-    slices = evaluation_windows(EvaluationSpec("c4", "gptq", 50, data_dir=tmp_path), tokenizer, MODEL)
+    slices = evaluation_windows(EvaluationSpec("c4", "gptq", 50, data_dir=tmp_path), tokenizer)
     assert slices.text == "c4-sample(3 docs), 256 windows"
     assert slices.description == (
         "c4-sample(3 docs), 256 windows: first 256 of 256 random windows of 50 (seed 0), from 2 of 3 documents"
     )
     # 1 + 100 + 1 + 20 + 1 + 79 tokens
-    contiguous = evaluation_windows(EvaluationSpec("c4", "gptq-new", 50, data_dir=tmp_path), tokenizer, MODEL)
+    contiguous = evaluation_windows(EvaluationSpec("c4", "gptq-new", 50, data_dir=tmp_path), tokenizer)
     assert (contiguous.text, contiguous.tokens_total) == ("c4-sample(3 docs), 4 windows", 202)
-    single = evaluation_windows(
-        EvaluationSpec("c4", "gptq-new", 50, windows=1, data_dir=tmp_path), tokenizer, MODEL
-    )
+    single = evaluation_windows(EvaluationSpec("c4", "gptq-new", 50, windows=1, data_dir=tmp_path), tokenizer)
     assert single.text == "c4-sample(3 docs), 1 window"
 
 
@@ -182,7 +179,7 @@ def test_a_shard_of_few_documents_is_not_called_c4(tokenizer: Tokenizer, tmp_pat
     for count, name in ((1099, "c4(1099 docs), 2 windows"), (1100, "c4")):
         shard.write_bytes(gzip.compress(line.encode() * count))
         spec = EvaluationSpec("c4", "gptq-new", 50, windows=2, data_dir=tmp_path)
-        assert evaluation_windows(spec, tokenizer, MODEL).text == name
+        assert evaluation_windows(spec, tokenizer).text == name
 
 
 def test_a_file_is_plain_whatever_the_protocol(tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -190,7 +187,7 @@ def test_a_file_is_plain_whatever_the_protocol(tokenizer: Tokenizer, tmp_path: P
     path.write_text('{"text": "first"}\n{"text": "second"}\n')
     stream = byte_tokens("first\n\nsecond")
     for protocol in ("gptq", "gptq-new"):
-        result = evaluation_windows(EvaluationSpec(str(path), protocol, 4), tokenizer, MODEL)
+        result = evaluation_windows(EvaluationSpec(str(path), protocol, 4), tokenizer)
         assert (result.protocol, result.text, result.source) == ("plain", "two.jsonl", str(path))
         assert result.windows.tolist() == cut(stream, 4)
         assert (
@@ -202,7 +199,7 @@ def test_a_file_of_conversations_is_chat(tokenizer: Tokenizer, tmp_path: Path) -
     path = tmp_path / "chat.jsonl"
     messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
     path.write_text(json.dumps({"messages": messages}) + "\n")
-    result = evaluation_windows(EvaluationSpec(str(path), length=10), tokenizer, MODEL)
+    result = evaluation_windows(EvaluationSpec(str(path), length=10), tokenizer)
     assert result.protocol == "chat"
     assert result.windows.tolist() == cut(byte_tokens("user: Hi</s><s>assistant: Ho</s>"), 10)
     assert result.description == (
@@ -215,18 +212,18 @@ def test_a_file_of_conversations_needs_a_template(tmp_path: Path) -> None:
     (folder / "tokenizer_config.json").write_text("{}")
     path = tmp_path / "chat.jsonl"
     path.write_text('{"messages": [{"role": "user", "content": "Hi"}]}\n')
-    with pytest.raises(TemplateError, match="a model has no chat template"):
-        evaluation_windows(EvaluationSpec(str(path)), load_tokenizer(folder), MODEL)
+    with pytest.raises(TemplateError, match="has no chat template"):
+        evaluation_windows(EvaluationSpec(str(path)), load_tokenizer(folder))
 
 
 def test_a_text_shorter_than_a_window_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
     path = tmp_path / "short.txt"
     path.write_text("abc")
-    result = evaluation_windows(EvaluationSpec(str(path), length=4), tokenizer, MODEL)
+    result = evaluation_windows(EvaluationSpec(str(path), length=4), tokenizer)
     assert result.windows.shape == (1, 4)
     assert result.description == 'short.txt: 1 document joined by "\\n\\n", 4 tokens, first 1 of 1 windows of 4'
     with pytest.raises(CorpusError, match=r"short\.txt has 4 tokens, which fill no window of 5"):
-        evaluation_windows(EvaluationSpec(str(path), length=5), tokenizer, MODEL)
+        evaluation_windows(EvaluationSpec(str(path), length=5), tokenizer)
 
 
 @pytest.mark.parametrize("text", ["wikitext2", "ptb", "c4"])
@@ -251,27 +248,27 @@ def test_the_benchmark_window_is_the_first_calibration_sample(
         stream = byte_tokens("\n\n".join(rows))
     start = random.randint(0, len(stream) - 2048 - 1)
     for tokens in (2048, 100):
-        result = benchmark_window(text, tokenizer, MODEL, tokens, data)
+        result = benchmark_window(text, tokenizer, tokens, data)
         assert result.windows.tolist() == [stream[start : start + tokens]]
         assert (result.protocol, result.tokens_total) == ("benchmark", tokens)
     random.seed(0)
     if text == "c4":
         random.randint(0, 2)
     start = random.randint(0, len(stream) - 2100 - 1)
-    assert benchmark_window(text, tokenizer, MODEL, 2100, data).windows.tolist() == [stream[start : start + 2100]]
+    assert benchmark_window(text, tokenizer, 2100, data).windows.tolist() == [stream[start : start + 2100]]
 
 
 def test_the_benchmark_window_is_drawn_long_and_then_cut(tokenizer: Tokenizer, tmp_path: Path) -> None:
     (tmp_path / "ptb").mkdir()
     (tmp_path / "ptb" / "ptb.train.txt").write_text("a" * 2047)
     with pytest.raises(CorpusError, match="ptb has 2048 tokens; to draw windows of 2048 takes at least 2049"):
-        benchmark_window("ptb", tokenizer, MODEL, 100, tmp_path)
+        benchmark_window("ptb", tokenizer, 100, tmp_path)
 
 
 def test_the_benchmark_window_of_a_file_is_as_short_as_asked(tokenizer: Tokenizer, tmp_path: Path) -> None:
     path = tmp_path / "short.txt"
     path.write_text("abcdef")
-    assert benchmark_window(str(path), tokenizer, MODEL, 6).windows.tolist() == [byte_tokens("abcdef")[:6]]
+    assert benchmark_window(str(path), tokenizer, 6).windows.tolist() == [byte_tokens("abcdef")[:6]]
 
 
 @pytest.mark.parametrize(
@@ -291,13 +288,13 @@ def test_what_cannot_be_asked_for(fields: dict[str, Any], message: str, monkeypa
 
 def test_a_benchmark_of_one_token_is_refused(tokenizer: Tokenizer) -> None:
     with pytest.raises(UsageError, match="a benchmark of 1 tokens predicts nothing"):
-        benchmark_window("ptb", tokenizer, MODEL, 1)
+        benchmark_window("ptb", tokenizer, 1)
 
 
 def test_the_real_wikitext2_in_llama_tokens() -> None:
     tokenizer = load_tokenizer(shared("tokenizers/llama-32000"))
     spec = EvaluationSpec("wikitext2", data_dir=shared("corpora"))
-    result = evaluation_windows(spec, tokenizer, MODEL)
+    result = evaluation_windows(spec, tokenizer)
     assert (result.tokens_total, len(result.windows)) == (341_469, 166)
     assert result.windows[0, 0] == 1
     assert int((result.windows == 1).sum()) == 1

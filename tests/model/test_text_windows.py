@@ -21,8 +21,6 @@ from octavo.model.text_windows import (
 )
 from octavo.model.tokenizer import Tokenizer, load_tokenizer
 
-MODEL = ("a model",)
-
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
@@ -34,16 +32,16 @@ def corpus(*documents: str, dataset: str | None = None, conversations: tuple[Con
 
 
 def test_a_stream_begins_once_and_is_joined_before_it_is_tokenized(tokenizer: Tokenizer) -> None:
-    stream = token_stream(corpus("one", "", "two <unk> é\n"), tokenizer, MODEL)
+    stream = token_stream(corpus("one", "", "two <unk> é\n"), tokenizer)
     assert stream == byte_tokens("one\n\n\n\ntwo <unk> é\n")
     assert (stream[0], stream.count(1), stream.count(0)) == (1, 1, 1)
-    assert token_stream(corpus("one", "two"), tokenizer, MODEL, " ") == byte_tokens("one two")
+    assert token_stream(corpus("one", "two"), tokenizer, " ") == byte_tokens("one two")
 
 
 def test_conversations_go_through_the_template_and_lie_end_to_end(tokenizer: Tokenizer) -> None:
     conversations = ((("user", "Hi"), ("assistant", "Ho")), (("user", "a</s><s>b"),))
     text = [ord(character) + 3 for character in "a</s><s>b"]
-    assert token_stream(corpus(conversations=conversations), tokenizer, MODEL) == [
+    assert token_stream(corpus(conversations=conversations), tokenizer) == [
         *byte_tokens("user: Hi</s><s>assistant: Ho</s><s>user: "),
         *text,  # typed by a user, control tokens are plain text
         2,
@@ -60,7 +58,7 @@ def test_a_conversation_that_the_template_refuses_is_named(tmp_path: Path) -> No
     with pytest.raises(
         CorpusError, match=r"conversation 1 of my\.txt cannot be written as a prompt: .*refuses these messages: no"
     ):
-        token_stream(corpus(conversations=conversations), load_tokenizer(folder), MODEL)
+        token_stream(corpus(conversations=conversations), load_tokenizer(folder))
 
 
 def test_a_conversation_with_an_unknown_role_is_named(tokenizer: Tokenizer) -> None:
@@ -68,7 +66,7 @@ def test_a_conversation_with_an_unknown_role_is_named(tokenizer: Tokenizer) -> N
     with pytest.raises(
         CorpusError, match=r"conversation 2 of my\.txt cannot be written as a prompt: .*'narrator'"
     ):
-        token_stream(corpus(conversations=conversations), tokenizer, MODEL)
+        token_stream(corpus(conversations=conversations), tokenizer)
 
 
 def reference_windows_of_a_stream(tokens: list[int], samples: int, length: int, seed: int) -> list[list[int]]:
@@ -97,7 +95,7 @@ def reference_windows_of_documents(documents: list[str], samples: int, length: i
 @given(st.text("abc <é\n", min_size=20, max_size=200), st.integers(1, 20), st.integers(0, 2**32))
 @settings(max_examples=50)
 def test_windows_of_a_stream_are_the_references(tokenizer: Tokenizer, text: str, length: int, seed: int) -> None:
-    windows = draw_training_windows(corpus(text), tokenizer, MODEL, samples=5, length=length, seed=seed)
+    windows = draw_training_windows(corpus(text), tokenizer, samples=5, length=length, seed=seed)
     assert windows.dtype == torch.int64
     assert windows.tolist() == reference_windows_of_a_stream(byte_tokens(text), 5, length, seed)
 
@@ -109,7 +107,7 @@ def test_windows_of_documents_are_the_references(tokenizer: Tokenizer, documents
     # A document of exactly the window's length ends the reference's run; see the next test.
     documents = [document for document in documents if len(byte_tokens(document)) != length]
     documents.append("a document <unk> that is <unk> long enough")
-    drawn = draw_training_windows(corpus(*documents, dataset="c4"), tokenizer, MODEL, 6, length, seed)
+    drawn = draw_training_windows(corpus(*documents, dataset="c4"), tokenizer, 6, length, seed)
     assert drawn.tolist() == reference_windows_of_documents(documents, 6, length, seed)
 
 
@@ -133,7 +131,7 @@ def test_the_global_generator_is_left_alone(tokenizer: Tokenizer, monkeypatch: p
     monkeypatch.delattr(random, "seed")
     monkeypatch.delattr(random, "randint")
     for dataset in ("c4", None):
-        assert draw_training_windows(corpus("a" * 40, dataset=dataset), tokenizer, MODEL, 3, 8, seed=1).shape == (
+        assert draw_training_windows(corpus("a" * 40, dataset=dataset), tokenizer, 3, 8, seed=1).shape == (
             3,
             8,
         )
@@ -143,16 +141,14 @@ def test_a_stream_that_is_too_short_says_by_how_much(tokenizer: Tokenizer) -> No
     # 15 bytes and <s> are one window, but a start drawn from 0 … -1 is none.
     message = "my.txt has 16 tokens; to draw windows of 16 takes at least 17"
     with pytest.raises(CorpusError, match=message):
-        draw_training_windows(corpus("a" * 15), tokenizer, MODEL, samples=1, length=16, seed=0)
-    assert len(draw_training_windows(corpus("a" * 16), tokenizer, MODEL, samples=1, length=16, seed=0)) == 1
+        draw_training_windows(corpus("a" * 15), tokenizer, samples=1, length=16, seed=0)
+    assert len(draw_training_windows(corpus("a" * 16), tokenizer, samples=1, length=16, seed=0)) == 1
 
 
 def test_documents_that_are_all_too_short_end_the_draws(tokenizer: Tokenizer) -> None:
     message = "none of the 3 documents of c4 has more than 16 tokens"
     with pytest.raises(CorpusError, match=message):
-        draw_training_windows(
-            corpus("a" * 15, "b", "", dataset="c4"), tokenizer, MODEL, samples=1, length=16, seed=0
-        )
+        draw_training_windows(corpus("a" * 15, "b", "", dataset="c4"), tokenizer, samples=1, length=16, seed=0)
 
 
 def test_the_hash_is_over_little_endian_int64() -> None:

@@ -17,7 +17,6 @@ from octavo.model.tokenizer import Tokenizer, load_tokenizer
 from octavo.quantization.calibration import calibration_tokens
 from octavo.quantization.recipe import CalibrationSpec
 
-MODEL = ("a model",)
 ROWS = ["", " = A title = \n", "", *[f" Sentence {k} of <unk> and N , é . \n" for k in range(40)]]
 DOCUMENTS = [f"Document {k}: " + "lorem ipsum " * k for k in range(30)]
 
@@ -70,7 +69,7 @@ def reference_c4_windows(samples: int, length: int, seed: int) -> list[list[int]
 )
 def test_samples_are_the_references(tokenizer: Tokenizer, data: Path, text: str, reference, seed: int) -> None:
     spec = CalibrationSpec(text, samples=20, sequence_length=100, seed=seed, data_dir=data)
-    calibration = calibration_tokens(spec, tokenizer, MODEL)
+    calibration = calibration_tokens(spec, tokenizer)
     assert calibration.tokens.dtype == torch.int64
     assert calibration.tokens.tolist() == reference(20, 100, seed)
     assert calibration.text == text
@@ -88,7 +87,7 @@ def test_the_defaults_are_the_references() -> None:
 def test_files_of_documents_are_one_stream(tokenizer: Tokenizer, tmp_path: Path) -> None:
     path = tmp_path / "mine.jsonl"
     path.write_text("".join(json.dumps({"text": document}) + "\n" for document in DOCUMENTS))
-    calibration = calibration_tokens(CalibrationSpec(str(path), samples=9, sequence_length=64), tokenizer, MODEL)
+    calibration = calibration_tokens(CalibrationSpec(str(path), samples=9, sequence_length=64), tokenizer)
     assert calibration.tokens.tolist() == reference_stream_windows("\n\n".join(DOCUMENTS), 9, 64, 0)
     assert (calibration.text, calibration.source) == ("mine.jsonl", str(path))
 
@@ -97,7 +96,7 @@ def test_files_of_conversations_go_through_the_template(tokenizer: Tokenizer, tm
     path = tmp_path / "sharegpt.json"
     turns = [{"from": "human", "value": "How are you?"}, {"from": "gpt", "value": "Well, and you?"}]
     path.write_text(json.dumps([{"conversations": turns}] * 3))
-    calibration = calibration_tokens(CalibrationSpec(str(path), samples=7, sequence_length=20), tokenizer, MODEL)
+    calibration = calibration_tokens(CalibrationSpec(str(path), samples=7, sequence_length=20), tokenizer)
     rendered = "<s>user: How are you?</s><s>assistant: Well, and you?</s>" * 3
     assert calibration.tokens.tolist() == reference_stream_windows(rendered.removeprefix("<s>"), 7, 20, 0)
 
@@ -108,7 +107,7 @@ def test_a_text_that_is_too_short_says_by_how_much(tokenizer: Tokenizer, tmp_pat
     with pytest.raises(
         CorpusError, match=r"short\.txt has 10 tokens; to draw windows of 2048 takes at least 2049"
     ):
-        calibration_tokens(CalibrationSpec(str(path)), tokenizer, MODEL)
+        calibration_tokens(CalibrationSpec(str(path)), tokenizer)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +122,7 @@ def test_what_cannot_be_asked_for(fields: dict[str, int], message: str) -> None:
 def test_real_texts_in_llama_tokens() -> None:
     tokenizer = load_tokenizer(shared("tokenizers/llama-32000"))
     spec = CalibrationSpec(str(shared("corpora/calibration/tinystories.txt")), samples=4, sequence_length=256)
-    first, second = calibration_tokens(spec, tokenizer, MODEL), calibration_tokens(spec, tokenizer, MODEL)
+    first, second = calibration_tokens(spec, tokenizer), calibration_tokens(spec, tokenizer)
     assert first.tokens.shape == (4, 256)
     assert first.tokens_sha256 == second.tokens_sha256
     assert "Lily" in tokenizer.decode(first.tokens.flatten().tolist())

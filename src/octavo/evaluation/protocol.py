@@ -5,7 +5,6 @@ docs/protocols.md gives both exactly. A file of one's own is `plain` or `chat`, 
 """
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -65,14 +64,11 @@ class _StreamRule:
     windows: int | None = None
 
 
-def evaluation_windows(
-    spec: EvaluationSpec, tokenizer: Tokenizer, model_names: Sequence[str]
-) -> EvaluationWindows:
+def evaluation_windows(spec: EvaluationSpec, tokenizer: Tokenizer) -> EvaluationWindows:
     """The windows of `spec`.
 
-    `model_names` are the model's folder and other names, by which its chat template is found if the text holds
-    conversations. CorpusError where the text is missing, malformed or shorter than one window; TemplateError where
-    a template is needed and there is none.
+    CorpusError where the text is missing, malformed or shorter than one window; TemplateError where it holds
+    conversations and the model has no template for them.
     """
     split = SPLITS[spec.protocol].get(spec.text, "test")  # a file has no splits; load_corpus takes it whole
     corpus = load_corpus(spec.text, split, spec.data_dir)
@@ -80,27 +76,26 @@ def evaluation_windows(
         return _slices_of_c4(corpus, spec, tokenizer)
     rule = _rule_for(corpus, spec.protocol)
     corpus = replace(corpus, documents=corpus.documents[: rule.documents])
-    tokens = token_stream(corpus, tokenizer, model_names, rule.separator)
+    tokens = token_stream(corpus, tokenizer, rule.separator)
     return _cut_stream(corpus, spec, rule, tokens)
 
 
 def benchmark_window(
     text: str,
     tokenizer: Tokenizer,
-    model_names: Sequence[str],
     tokens: int = BENCHMARK_LENGTH,
     data_dir: Path | None = None,
 ) -> EvaluationWindows:
     """The one window of `--benchmark N --check`: the first calibration sample of seed 0, cut to `tokens`.
 
-    From a published set it is drawn at length 2048, or at `tokens` if that is more; from a file at `tokens`. For
-    `model_names` and errors see `evaluation_windows`.
+    From a published set it is drawn at length 2048, or at `tokens` if that is more; from a file at `tokens`.
+    Errors are those of `evaluation_windows`.
     """
     if tokens < 2:
         raise UsageError(f"a benchmark of {tokens} tokens predicts nothing; ask for at least 2")
     corpus = load_corpus(text, "train", data_dir)
     length = tokens if corpus.dataset is None else max(tokens, BENCHMARK_LENGTH)
-    window = draw_training_windows(corpus, tokenizer, model_names, samples=1, length=length, seed=0)[:, :tokens]
+    window = draw_training_windows(corpus, tokenizer, samples=1, length=length, seed=0)[:, :tokens]
     how = f"one random window of {tokens:,} tokens, the first calibration sample of seed 0"
     return _described(corpus, "benchmark", window, tokens, how)
 

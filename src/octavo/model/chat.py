@@ -60,17 +60,18 @@ class ChatTemplate:
 VICUNA_V1_1 = ChatTemplate(jinja=None)
 
 
-def template_for(tokenizer: Tokenizer, *names: str) -> ChatTemplate:
+def template_for(tokenizer: Tokenizer) -> ChatTemplate:
     """The template of a model: its own, or Vicuna v1.1 if a name says so (v1.3 and v1.5 are trained on the same).
 
-    `names` are that of the model's folder and what its configuration calls it. TemplateError for other models.
+    The names are that of the model's folder and what its configuration calls it. TemplateError for other models.
     """
     if tokenizer.chat_template:
         return ChatTemplate(tokenizer.chat_template)
-    if any(map(VICUNA_NAME.search, names)) and tokenizer.id_of("</s>") in tokenizer.control_ids:
+    is_vicuna = any(VICUNA_NAME.search(name) for name in tokenizer.declarations.model_names)
+    if is_vicuna and tokenizer.id_of("</s>") in tokenizer.control_ids:
         return VICUNA_V1_1
-    name = " or ".join(names) or "this model"
-    raise TemplateError(f"{name} has no chat template; put one into its folder as chat_template.jinja")
+    model = tokenizer.declarations.model_names[0]
+    raise TemplateError(f"{model} has no chat template; put one into its folder as chat_template.jinja")
 
 
 def render(
@@ -135,18 +136,18 @@ def _render_jinja(
     messages: Sequence[Message], source: str, tokenizer: Tokenizer, add_generation_prompt: bool
 ) -> tuple[Segment, ...]:
     """Render twice: as it is, and with contents in disguise; only what was not disguised is the template's own."""
-    variables = {**tokenizer.special_tokens, "tools": None, "documents": None}
+    variables: dict[str, Any] = {**tokenizer.special_tokens, "tools": None, "documents": None}
+    variables["add_generation_prompt"] = add_generation_prompt
     spellings = (tokenizer.spelling(token_id) for token_id in tokenizer.control_ids)
     texts = [source, *tokenizer.special_tokens.values(), *(message.content for message in messages)]
     disguise = _disguise({character for spelling in spellings for character in spelling}, texts)
     now = datetime.now()
 
-    def run(worn: _Disguise) -> str:
+    prompts: list[str] = []
+    for worn in (_Disguise({}, {}), disguise):
         turns = [{"role": message.role, "content": worn.hide(message.content)} for message in messages]
-        given = {**variables, "messages": turns, "add_generation_prompt": add_generation_prompt}
-        return _run(source, given, worn, now)
-
-    plain, disguised = run(_Disguise({}, {})), run(disguise)
+        prompts.append(_run(source, {**variables, "messages": turns}, worn, now))
+    plain, disguised = prompts
     if disguise.show(disguised) != plain:
         raise TemplateError(
             "the chat template alters messages so that control tokens typed in them could pass for its own; "
@@ -379,13 +380,22 @@ def _instrument(tree: Any) -> None:
 @cache
 def _sandbox_type() -> Any:
     """Jinja's sandbox for strangers' templates, in which everything called and multiplied is paid for."""
+    import jinja2
     from jinja2.runtime import BlockReference, Macro
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+    class Namespace(jinja2.utils.Namespace):
+        def __repr__(self) -> str:  # Jinja's shows what is inside, over and over
+            return "namespace"
+
     class Sandbox(ImmutableSandboxedEnvironment):
         intercepted_binops = frozenset({"*", "**", "%"})
+        namespace = Namespace
         rendering: _Rendering
         macro_cost: int
+
+        def wrap_str_format(self, value: Any) -> None:
+            """Jinja would offer str.format, before it asks what is safe."""
 
         def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
             grows = isinstance(obj, str) and attr in GROWING_METHODS
@@ -410,13 +420,6 @@ def _sandbox(rendering: _Rendering, nodes: int, now: datetime) -> Any:
     import jinja2
     from jinja2.sandbox import safe_range
 
-    class Namespace(jinja2.utils.Namespace):
-        def __repr__(self) -> str:  # Jinja's shows what is inside, over and over
-            return "namespace"
-
-    def raise_exception(message: str) -> None:
-        raise TemplateError(f"the chat template refuses these messages: {message}")
-
     sandbox = _sandbox_type()(
         trim_blocks=True, lstrip_blocks=True, optimized=False, extensions=["jinja2.ext.loopcontrols"]
     )
@@ -427,8 +430,8 @@ def _sandbox(rendering: _Rendering, nodes: int, now: datetime) -> Any:
     sandbox.globals = {
         "range": safe_range,
         "dict": lambda **items: items,
-        "namespace": lambda **variables: Namespace(variables),
-        "raise_exception": raise_exception,
+        "namespace": lambda **variables: sandbox.namespace(variables),
+        "raise_exception": _raise_exception,
         "strftime_now": now.strftime,
     }
     sandbox.filters = {name: sandbox.filters[name] for name in sandbox.filters.keys() - GROWING_FILTERS} | {
@@ -442,3 +445,7 @@ def _sandbox(rendering: _Rendering, nodes: int, now: datetime) -> Any:
         "!made": rendering.made,
     }
     return sandbox
+
+
+def _raise_exception(message: str) -> None:
+    raise TemplateError(f"the chat template refuses these messages: {message}")

@@ -5,7 +5,6 @@ The random draws are those of GPTQ's reference code, number for number: Python's
 
 import hashlib
 import random
-from collections.abc import Sequence
 
 import torch
 from jaxtyping import Int64
@@ -17,18 +16,16 @@ from octavo.model.chat import ChatTemplate, Message, encode_chat, template_for
 from octavo.model.tokenizer import Tokenizer
 
 
-def token_stream(
-    corpus: Corpus, tokenizer: Tokenizer, model_names: Sequence[str], separator: str = "\n\n"
-) -> list[int]:
+def token_stream(corpus: Corpus, tokenizer: Tokenizer, separator: str = "\n\n") -> list[int]:
     """The whole text as one stream of tokens.
 
     Documents are joined by `separator` and tokenized at once, so that what a tokenizer puts before a text (LLaMA's
     BOS) stands at the very start only. Conversations go through the model's chat template one by one and are laid
-    end to end; `model_names` are for `chat.template_for`. As with the tools that the published numbers come from,
-    a control token spelled out in a document (`<unk>` in Penn Treebank) is that token; in a message it is not.
+    end to end. As with the tools that the published numbers come from, a control token spelled out in a document
+    (`<unk>` in Penn Treebank) is that token; in a message it is not.
     """
     if corpus.conversations:
-        template = template_for(tokenizer, *model_names)
+        template = template_for(tokenizer)
         return [
             token
             for number, conversation in enumerate(corpus.conversations, start=1)
@@ -40,7 +37,7 @@ def token_stream(
 
 
 def draw_training_windows(
-    corpus: Corpus, tokenizer: Tokenizer, model_names: Sequence[str], samples: int, length: int, seed: int
+    corpus: Corpus, tokenizer: Tokenizer, samples: int, length: int, seed: int
 ) -> Int64[Tensor, "samples length"]:
     """`samples` random windows, as GPTQ's reference draws its calibration data.
 
@@ -49,7 +46,7 @@ def draw_training_windows(
     """
     if corpus.dataset == "c4":
         return draw_from_documents(corpus, tokenizer, samples, length, seed)[0]
-    stream = token_stream(corpus, tokenizer, model_names)
+    stream = token_stream(corpus, tokenizer)
     if len(stream) <= length:
         raise CorpusError(
             f"{corpus.name} has {len(stream)} tokens; to draw windows of {length} takes at least {length + 1}: "

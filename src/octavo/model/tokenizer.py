@@ -208,10 +208,10 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     For SentencePiece, a text is cut at the spellings of control tokens, and every part gets the space that
     SentencePiece puts before a text, as in the slow LlamaTokenizer of transformers 4.28, whose tokens 2023's
     perplexities count. As there, a token that `special_tokens_map.json` gives as a mere string swallows the white
-    space beside it. Where `tokenizer_config.json` says `"legacy": false`, only a part that begins the text gets the
-    space, as in transformers 5; unlike there, a text that begins with a space gets another, and runs of spaces are
-    tokenized as SentencePiece does. Unlike in both, control pieces of the vocabulary need no declaration, and
-    `clean_up_tokenization_spaces` is not done, for it would alter replies.
+    space beside it. Where `tokenizer_config.json` says `"legacy": false`, only a part that begins the text gets
+    the space, as in transformers 5; unlike there, it gets it even if it begins with one, and runs of spaces become
+    the tokens that SentencePiece makes of them. Unlike in both, control pieces of the vocabulary need no
+    declaration, and `clean_up_tokenization_spaces` is not done, for it would alter replies.
 
     Raises TokenizerError where the files are absent, damaged, larger than 128 MiB or contradictory.
     """

@@ -48,7 +48,8 @@ class Declarations:
 
     `named` maps `bos_token`, … to a spelling, or to None where a file says that there is none; `named_ids` are ids
     from the model's configuration. `added` are tokens by spelling, with the fields of Hugging Face's AddedToken.
-    `legacy` is only for SentencePiece; see `load_tokenizer`.
+    `legacy` is only for SentencePiece; see `load_tokenizer`. `model_names` are the folder's and its configuration's
+    names for the model.
     """
 
     named: Mapping[str, str | None]
@@ -57,6 +58,7 @@ class Declarations:
     adds_bos: bool | None
     legacy: bool
     chat_template: str | None
+    model_names: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -296,6 +298,7 @@ def read_declarations(folder: Path) -> Declarations:
             adds_bos=adds_bos if isinstance(adds_bos, bool) else None,
             legacy=legacy,
             chat_template=template,
+            model_names=(folder.resolve().name, str(model.get("_name_or_path", ""))),
         )
 
 

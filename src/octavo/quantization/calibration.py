@@ -1,6 +1,5 @@
 """Calibration data: a fixed, seeded, hashed batch of token windows."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jaxtyping import Int64
@@ -23,13 +22,12 @@ class Calibration:
     tokens_sha256: str
 
 
-def calibration_tokens(spec: CalibrationSpec, tokenizer: Tokenizer, model_names: Sequence[str]) -> Calibration:
+def calibration_tokens(spec: CalibrationSpec, tokenizer: Tokenizer) -> Calibration:
     """Draw the windows that `spec` asks for; the same spec, text and tokenizer give the same windows.
 
-    The draws are those of GPTQ's reference code (docs/protocols.md). `model_names` are the model's folder and
-    other names, by which its chat template is found if the text holds conversations. CorpusError where the text
-    is missing, malformed or too short; TemplateError where a template is needed and there is none.
+    The draws are those of GPTQ's reference code (docs/protocols.md). CorpusError where the text is missing,
+    malformed or too short; TemplateError where it holds conversations and the model has no template for them.
     """
     corpus = load_corpus(spec.text, "train", spec.data_dir)
-    tokens = draw_training_windows(corpus, tokenizer, model_names, spec.samples, spec.sequence_length, spec.seed)
+    tokens = draw_training_windows(corpus, tokenizer, spec.samples, spec.sequence_length, spec.seed)
     return Calibration(tokens, corpus.name, corpus.source, corpus.sha256, sha256_of_tokens(tokens))

@@ -78,7 +78,8 @@ def _inverse_factor(
     if failed or not torch.isfinite(lower).all():
         return None
     identity = torch.eye(len(order), dtype=hessian.dtype, device=hessian.device)
-    return torch.linalg.solve_triangular(lower, identity, upper=False).flip(0, 1)
+    inverse: Tensor = torch.linalg.solve_triangular(lower, identity, upper=False)
+    return inverse.flip(0, 1)
 
 
 def solve(

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -14,9 +14,11 @@ from octavo.quantization.blocks import Observer
 from octavo.records import LinearRecord
 from octavo.report.tables import as_size
 
+Own = TypeVar("Own", bound="_Bar")
+
 
 class _Bar:
-    """One bar at a time with lines above it; only the lines where nobody watches."""
+    """One bar at a time with lines above it; only the lines where nobody watches. Used in a `with`."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -31,7 +33,7 @@ class _Bar:
         )
         self._task: TaskID | None = None
 
-    def __enter__(self) -> Self:
+    def __enter__(self: Own) -> Own:
         self._progress.start()
         return self
 

@@ -19,7 +19,7 @@ def print_table(console: Console, title: str, columns: Sequence[Column], rows: S
     """Print rows of cells; the title is left out where a program reads along."""
     if not console.is_terminal:
         for cells in ([column.title for column in columns], *rows):
-            console.print("\t".join(cells), soft_wrap=True, highlight=False, markup=False)
+            print("\t".join(cells), file=console.file)  # rich would turn the tabs into spaces
         return
     table = Table(title=title, title_justify="left")
     for column in columns:
