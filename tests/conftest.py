@@ -21,3 +21,11 @@ def shared(path: str) -> Path:
 def stories_folder() -> Path:
     """stories260K: a real LLaMA of 260 thousand parameters."""
     return shared("models/stories260K")
+
+
+def smollm2_gguf() -> Path:
+    """SmolLM2-135M-Instruct as a GGUF file; skips the test where scripts/fetch has not brought it."""
+    found = Path(os.environ.get("OCTAVO_TEST_SMOLLM2", ROOT / ".cache" / "smollm2.gguf"))
+    if not found.exists():
+        pytest.skip(f"{found} is absent; scripts/fetch brings it")
+    return found

@@ -48,8 +48,8 @@ class Declarations:
 
     `named` maps `bos_token`, … to a spelling, or to None where a file says that there is none; `named_ids` are ids
     from the model's configuration. `added` are tokens by spelling, with the fields of Hugging Face's AddedToken.
-    `legacy` is only for SentencePiece; see `load_tokenizer`. `model_names` are the folder's and its configuration's
-    names for the model.
+    `legacy` is only for SentencePiece, see `load_tokenizer`. `model_names` are those of the folder and in the
+    configuration.
     """
 
     named: Mapping[str, str | None]
