@@ -52,13 +52,13 @@ def nearest(bits: int, group_size: int, symmetric: bool) -> octavo.Recipe:
 
 
 GOALS = (
-    Goal("GPTQ 8-bit-128g symmetric static", recipe(8, 128, True, "static"), 0.00185),
-    Goal("GPTQ 8-bit-128g asymmetric group", recipe(8, 128, False, "group"), 0.0013),
     Goal("GPTQ 4-bit-64g symmetric static", recipe(4, 64, True, "static"), 0.18),
     Goal("GPTQ 4-bit-64g asymmetric static", recipe(4, 64, False, "static"), 0.15),
-    Goal("RTN 8-bit-128g symmetric", nearest(8, 128, True), None),
+    Goal("GPTQ 8-bit-128g symmetric static", recipe(8, 128, True, "static"), 0.00185),
+    Goal("GPTQ 8-bit-128g asymmetric group", recipe(8, 128, False, "group"), 0.0013),
     Goal("RTN 4-bit-64g symmetric", nearest(4, 64, True), None),
     Goal("RTN 4-bit-64g asymmetric", nearest(4, 64, False), None),
+    Goal("RTN 8-bit-128g symmetric", nearest(8, 128, True), None),
 )
 
 
@@ -71,9 +71,9 @@ def main() -> int:
     convert_gguf(CACHE / "smollm2.gguf", dense)
     misses: list[str] = []
     results = {
+        "recipes": recipes(dense, work, corpora, misses),
         "perplexity": dense_perplexities(dense, corpora, misses),
         "loss_ratios": loss_ratios(dense, corpora, misses),
-        "recipes": recipes(dense, work, corpora, misses),
     }
     return finish("quality", results, misses)
 

@@ -1,7 +1,6 @@
 """GGUF files to model folders: weights to the bit, configurations, and what is refused."""
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from conftest import ROOT, shared
+from conftest import shared, smollm2_gguf
 from octavo.conversion.from_gguf import convert_gguf
 from octavo.errors import (
     CheckpointError,
@@ -469,11 +468,8 @@ def test_a_killed_conversion_is_no_model(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SmolLM2-135M-Instruct, converted."""
-    source = Path(os.environ.get("OCTAVO_TEST_SMOLLM2", ROOT / ".cache" / "smollm2.gguf"))
-    if not source.exists():
-        pytest.skip(f"{source} is not there; scripts/fetch brings it, OCTAVO_TEST_SMOLLM2 names another place")
     folder = tmp_path_factory.mktemp("smollm2")
-    convert_gguf(source, folder, dtype=torch.float16)
+    convert_gguf(smollm2_gguf(), folder, dtype=torch.float16)
     return folder
 
 

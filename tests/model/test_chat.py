@@ -299,7 +299,11 @@ def test_a_chatml_prompt_written_out(chatml):
         Segment("assistant\n", False),
     )
     # fmt: off
-    assert encode_chat(TWO_TURNS, ChatTemplate(CHATML), chatml) == []
+    assert encode_chat(TWO_TURNS, ChatTemplate(CHATML), chatml) == [
+        321, 84, 82, 274, 198, 39, 68, 291, 78, 0, 322, 198, 321, 64, 82, 82, 287, 83, 300, 83, 198, 39,
+        72, 0, 322, 198, 321, 84, 82, 274, 198, 39, 78, 86, 258, 269, 220, 88, 270, 30, 322, 198, 321,
+        64, 82, 82, 287, 83, 300, 83, 198,
+    ]
     # fmt: on
 
 
@@ -484,8 +488,10 @@ def test_broken_and_hostile_templates(chatml, template, sentence):
         ("{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(90) }}", "steps"),
         ("{% block b %}{% endblock %}{% for i in range(99999) %}{% for j in 'abcd' %}{{ self.b() }}{% endfor %}"
          "{% endfor %}", "steps"),
-        ("{% set ns = namespace(l=[1]) %}{% for i in range(99) %}{% set ns.l = [ns.l, ns.l] %}{% endfor %}", "steps"),
-        ("{% set ns = namespace(l=[1]) %}{% for i in range(99) %}{% set ns.l = ns.l + ns.l %}{% endfor %}", "steps"),
+        ("{% set ns = namespace(l=[1]) %}{% for i in range(99) %}{% set ns.l = [ns.l, ns.l] %}{% endfor %}",
+         "steps"),
+        ("{% set ns = namespace(l=[1]) %}{% for i in range(99) %}{% set ns.l = ns.l + ns.l %}{% endfor %}",
+         "steps"),
         ("{% for i in range(99999) %}{% if range(99999) | max %}{% endif %}{% endfor %}", "steps"),
         ("{{ 'a' * 1000000000000 }}", "8,388,608 characters"),
         ("{{ [1] * 1000000000000 }}", "8,388,608 characters"),
@@ -506,7 +512,8 @@ def test_broken_and_hostile_templates(chatml, template, sentence):
         ("{% set s = 'a' * 99999 %}{% for i in range(999) %}{{ s }}{% endfor %}", "8,388,608 characters|steps"),
         ("{% macro f(s) %}{% for i in range(999) %}{{ s }}{% endfor %}{% endmacro %}{{ f('a' * 99999) }}",
          "8,388,608 characters|steps"),
-        ("{% set ns = namespace(n=3) %}{% for i in range(99) %}{% set ns.n = ns.n * ns.n %}{% endfor %}", "63 bits"),
+        ("{% set ns = namespace(n=3) %}{% for i in range(99) %}{% set ns.n = ns.n * ns.n %}{% endfor %}",
+         "63 bits"),
     ],
 )  # fmt: skip
 def test_endless_and_enormous_templates_end(chatml, monkeypatch, template, sentence):
