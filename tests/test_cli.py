@@ -159,6 +159,12 @@ def test_interrupted_it_says_how_to_continue(stories_folder, text, tmp_path):
     assert (tmp_path / "out" / ".octavo" / "journal.json").exists()
 
 
+def test_version(run):
+    from octavo import __version__
+
+    assert run("--version") == (0, f"{__version__}\n", "")
+
+
 def test_help_names_every_verb(run):
     code, output, _ = run("--help")
     assert code == 0

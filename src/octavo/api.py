@@ -97,10 +97,12 @@ def quantize(
     source, place = Path(model), choose_device(device)
     destination = out if isinstance(out, Destination) else Destination(Path(out))
     read_config(source)  # a path that is no model is refused before a text is fetched for it
+    listening = observer or Observer()
     tokens = None
     if recipe.method == "gptq":
+        listening.preparing(f"reading {calibration.text}")
         tokens = calibration_tokens(calibration, load_tokenizer(source))
-    return quantize_folder(source, destination, recipe, tokens, place, observer or Observer())
+    return quantize_folder(source, destination, recipe, tokens, place, listening)
 
 
 def evaluate(
@@ -115,9 +117,13 @@ def evaluate(
     UsageError where the two models do not share a tokenizer.
     """
     listening = observer or EvaluationObserver()
-    hashes = [_hashes(Path(folder)) for folder in (model, reference) if folder is not None]
-    subject = load(model, device)
-    other = None if reference is None else load(reference, device)
+    folders = [Path(folder) for folder in (model, reference) if folder is not None]
+    hashes, loaded = [], []
+    for folder in folders:
+        listening.preparing(f"loading {folder}")
+        hashes.append(_hashes(folder))
+        loaded.append(load(folder, device))
+    subject, other = loaded[0], loaded[1] if reference is not None else None
     if other is not None and other.tokenizer.fingerprint != subject.tokenizer.fingerprint:
         raise UsageError(
             f"{subject.path} and {other.path} have different tokenizers, so their predictions are of different "
@@ -125,6 +131,7 @@ def evaluate(
         )
     results = []
     for spec in specs:
+        listening.preparing(f"reading {spec.text}")
         windows = evaluation_windows(spec, subject.tokenizer)
         listening.started(windows)
         results.append(_evaluated(subject, other, windows, listening.scored))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
 import typer
 from rich.console import Console
 
+from octavo import __version__
 from octavo.errors import OctavoError, UsageError
 from octavo.evaluation.spec import EvaluationSpec, Protocol
 from octavo.quantization.recipe import ActOrder, CalibrationSpec, Method, Recipe, ScaleSearch
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from octavo.api import LoadedModel
 
 app = typer.Typer(
-    help="Quantize LLaMA-family models with GPTQ, measure what that cost, and run the result.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -41,6 +41,23 @@ DataDirectory = Annotated[
 JsonFile = Annotated[
     Path | None, typer.Option("--json", help="Also write the record to this file.", show_default=False)
 ]
+
+
+def print_version(wanted: bool) -> bool:
+    """What --version does; an option's callback hands its value on."""
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+    return wanted
+
+
+@app.callback()
+def about(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Quantize LLaMA-family models with GPTQ, measure what that cost, and run the result."""
 
 
 def command(function: Callable[Parameters, None]) -> Callable[Parameters, None]:
@@ -101,7 +118,7 @@ def quantize(
     max_shard_size: Annotated[str, typer.Option(help="Largest file: 5GB, 500MB.")] = "5GB",
     data_dir: DataDirectory = None,
     device: Device = "auto",
-    restart: Annotated[bool, typer.Option(help="Throw away what OUT holds of a former job.")] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Throw away what OUT holds of a former job.")] = False,
 ) -> None:
     """Quantize MODEL into OUT.
 

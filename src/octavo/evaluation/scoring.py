@@ -38,6 +38,9 @@ class Comparison:
 class EvaluationObserver:
     """Is told how an evaluation goes; this one listens to nothing."""
 
+    def preparing(self, what: str) -> None:
+        """Something that takes a while has begun: a file is hashed, a model loaded, a text read."""
+
     def started(self, windows: EvaluationWindows) -> None:
         """A text has been cut into windows."""
 

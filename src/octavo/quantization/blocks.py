@@ -35,7 +35,7 @@ from octavo.quantization.gptq import factor_hessian, output_error, round_to_near
 from octavo.quantization.hessian import hessian_of
 from octavo.quantization.journal import Samples
 from octavo.quantization.recipe import Recipe
-from octavo.records import LinearRecord
+from octavo.records import LinearRecord, QuantizationRecord
 from octavo.schemes import Layout, QuantScheme
 from octavo.weights import DenseWeight, QuantizedWeight
 
@@ -47,20 +47,23 @@ SOLVE_DTYPE = torch.float32
 class Observer:
     """Is told how the job goes; this one listens to nothing."""
 
-    def hashing(self, file: str, size: int) -> None:
-        """A source file of `size` bytes is about to be hashed."""
+    def preparing(self, what: str) -> None:
+        """Something that takes a while has begun: a text is read, a file hashed."""
 
     def already_done(self) -> None:
         """The output folder holds the result of this very job."""
 
-    def started(self, units: int, done: int) -> None:
-        """The job has `units` units of which an earlier run did `done`."""
+    def started(self, units: int, done: int, needed: int, free: int) -> None:
+        """The job has `units` units, of which an earlier run did `done`; bytes needed on the disk, and free."""
 
     def linear_solved(self, linear: LinearRecord, seconds: float) -> None:
         """One linear has its codes."""
 
     def unit_done(self, name: str) -> None:
         """The embedding, a decoder block or the head is on the disk."""
+
+    def finished(self, record: QuantizationRecord) -> None:
+        """The result is whole."""
 
 
 @dataclass(frozen=True)

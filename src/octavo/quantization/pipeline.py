@@ -106,14 +106,16 @@ def quantize_folder(
     units = _planned_units(job)
     shards = plan_shards(units, destination.max_shard_size)
     journal = open_journal(destination.folder, shards, inputs, _now())
-    _refuse_full_disk(destination.folder, units, calibration, folder)
-    observer.started(len(units), journal.progress.units)
+    needed, free = _disk_space(destination.folder, units, calibration, folder)
+    observer.started(len(units), journal.progress.units, needed, free)
     try:
         _run(job, journal, calibration)
     finally:
         journal.close()
     write_index(destination.folder, shards)
-    return _finish(job, journal, inputs)
+    record = _finish(job, journal, inputs)
+    observer.finished(record)
+    return record
 
 
 def _run(job: Job, journal: Journal, calibration: Calibration | None) -> None:
@@ -183,10 +185,10 @@ def _refuse_unfit(folder: ModelFolder, recipe: Recipe) -> None:
                 )
 
 
-def _refuse_full_disk(
+def _disk_space(
     folder: Path, units: list[list[TensorSpec]], calibration: Calibration | None, source: ModelFolder
-) -> None:
-    """OutputError where the result and two generations of hidden states do not fit."""
+) -> tuple[int, int]:
+    """Bytes needed for the result and two generations of hidden states, and bytes free; OutputError if too few."""
     needed = sum(spec.bytes for unit in units for spec in unit)
     if calibration is not None:
         needed += 2 * calibration.tokens.numel() * source.config.hidden_size * SOLVE_DTYPE.itemsize
@@ -197,6 +199,7 @@ def _refuse_full_disk(
             f"{folder} needs {needed / 1e9:.2f} GB but its disk has {free / 1e9:.2f} GB free; "
             "free space or choose another place"
         )
+    return needed, free
 
 
 def _inputs(job: Job, destination: Destination, calibration: Calibration | None) -> dict[str, Any]:
@@ -205,7 +208,7 @@ def _inputs(job: Job, destination: Destination, calibration: Calibration | None)
     files += [path for name in CARRIED_FILES if (path := job.source.path / name).exists()]
     hashes = {}
     for path in files:
-        job.observer.hashing(path.name, path.stat().st_size)
+        job.observer.preparing(f"hashing {path.name}")
         hashes[path.name] = sha256_of_file(path)
     return {
         "octavo": __version__,

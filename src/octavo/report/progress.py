@@ -1,5 +1,7 @@
 """Bars on a terminal and plain lines in a pipe, for jobs that take longer than a second."""
 
+import time
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -11,13 +13,13 @@ from octavo.evaluation.metrics import perplexity
 from octavo.evaluation.protocol import EvaluationWindows
 from octavo.evaluation.scoring import EvaluationObserver
 from octavo.quantization.blocks import Observer
-from octavo.records import LinearRecord
+from octavo.records import LinearRecord, QuantizationRecord
 from octavo.report.tables import as_size
 
-Own = TypeVar("Own", bound="_Bar")
+Own = TypeVar("Own", bound="Bar")
 
 
-class _Bar:
+class Bar:
     """One bar at a time with lines above it; only the lines where nobody watches. Used in a `with`."""
 
     def __init__(self, console: Console) -> None:
@@ -42,7 +44,11 @@ class _Bar:
     ) -> None:
         self._progress.stop()
 
-    def begin(self, description: str, total: int, completed: int = 0) -> None:
+    def preparing(self, what: str) -> None:
+        """A bar without an end, for what cannot be counted."""
+        self.begin(what, total=None)
+
+    def begin(self, description: str, total: int | None, completed: int = 0) -> None:
         """Put a new bar in place of the one before."""
         if self._task is not None:
             self._progress.remove_task(self._task)
@@ -57,13 +63,13 @@ class _Bar:
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-class QuantizationProgress(_Bar, Observer):
+class QuantizationProgress(Bar, Observer):
     """How a quantization goes: a line per linear, a bar over the blocks with the time that remains."""
 
     def __init__(self, console: Console, out: Path) -> None:
         super().__init__(console)
         self._out = out
-        self._units = 0
+        self._total, self._done, self._before, self._began = 0, 0, 0, 0.0
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -72,17 +78,15 @@ class QuantizationProgress(_Bar, Observer):
         if kind is KeyboardInterrupt:
             self.line(f"Stopped. Nothing is lost: run the same command to continue {self._out}.")
 
-    def hashing(self, file: str, size: int) -> None:
-        if size > 10**9:
-            self.line(f"hashing {file} ({as_size(size)})")
-
     def already_done(self) -> None:
         self.line(f"{self._out} is already done; nothing to do.")
 
-    def started(self, units: int, done: int) -> None:
-        self._units = done
+    def started(self, units: int, done: int, needed: int, free: int) -> None:
+        self.line(f"writing {self._out}: {as_size(needed)} needed, {as_size(free)} free")
         if done:
-            self.line(f"continuing {self._out} after {done} of {units} parts")
+            self.line(f"continuing after {done} of {units} parts")
+        self._total, self._done, self._before = units, done, done
+        self._began = time.perf_counter()
         self.begin("quantizing", units, done)
 
     def linear_solved(self, linear: LinearRecord, seconds: float) -> None:
@@ -90,14 +94,19 @@ class QuantizationProgress(_Bar, Observer):
         self.line(f"{linear.name}{measured}  {seconds:.2f} s")
 
     def unit_done(self, name: str) -> None:
-        self._units += 1
-        self.advance(self._units, name)
+        self._done += 1
+        self.advance(self._done, name)
+        elapsed, made = time.perf_counter() - self._began, self._done - self._before
+        if not self._console.is_terminal and made > 1:  # the first unit, the embedding, is no measure of the rest
+            remaining = timedelta(seconds=round(elapsed / made * (self._total - self._done)))
+            self.line(f"{self._done} of {self._total} parts done, about {remaining} remaining")
 
-    def finished(self) -> None:
-        self.line(f"wrote {self._out}")
+    def finished(self, record: QuantizationRecord) -> None:
+        size = sum((self._out / file).stat().st_size for file in record.files)
+        self.line(f"wrote {self._out}: {as_size(size)}")
 
 
-class EvaluationProgress(_Bar, EvaluationObserver):
+class EvaluationProgress(Bar, EvaluationObserver):
     """How an evaluation goes: a bar over the windows with the perplexity so far."""
 
     def started(self, windows: EvaluationWindows) -> None:
@@ -108,7 +117,7 @@ class EvaluationProgress(_Bar, EvaluationObserver):
         self.advance(len(losses), f"perplexity {perplexity(losses).value:.4f}")
 
 
-class ConversionProgress(_Bar):
+class ConversionProgress(Bar):
     """How a conversion goes: a bar over the tensors."""
 
     def __init__(self, console: Console) -> None:
