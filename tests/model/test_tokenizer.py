@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as Library
 
 from conftest import shared
@@ -269,6 +269,25 @@ def test_the_first_space_of_modern_llama(tokenizers):
     assert llama.encode("aer <unk> berlitz", control_tokens=True) == [14911, 29871, 0, 7655, 29880, 2784]
 
 
+def test_the_longest_spelling_counts(tmp_path):
+    library = Library.from_file(str(CHATML / "tokenizer.json"))
+    library.add_special_tokens(["<a>", "<a><b>", "<b>"])
+    library.save(str(tmp_path / "tokenizer.json"))
+    assert load_tokenizer(tmp_path).encode("<a><b><a><a>", control_tokens=True) == [327, 326, 326]
+
+
+def test_a_control_token_is_found_wherever_it_stands(tmp_path):
+    """Where the library looks for it in normalized text, a space before the text would hide it after a letter."""
+    library = Library(models.BPE({"▁": 0, "a": 1, "b": 2}, []))
+    library.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    library.decoder = decoders.Fuse()
+    library.add_tokens([AddedToken("<think>", normalized=True, single_word=True)])
+    library.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.encode("a<think>b", control_tokens=True) == [0, 1, 3, 0, 2]
+    assert tokenizer.encode("a<think>b", control_tokens=False) == [0, 1, 2]
+
+
 def test_what_stands_beside_a_control_token_is_swallowed_where_it_says_so(tmp_path):
     library = Library.from_file(str(CHATML / "tokenizer.json"))
     library.add_special_tokens([AddedToken("<|end|>", rstrip=True), AddedToken("<|mask|>", lstrip=True)])
@@ -432,6 +451,7 @@ def test_the_cost_of_a_push_does_not_grow_with_the_text(tokenizers):
         (decoders.Metaspace(prepend_scheme="never"), " a b"),
         (decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]), " a b"),
         (decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)]), "a b"),
+        (decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 0, 0)]), " a b"),
     ],
 )
 def test_decoders_of_the_family(tmp_path, decoder, text):
@@ -488,6 +508,23 @@ def test_tokens_that_only_files_beside_the_vocabulary_add(llama_model, tmp_path)
     assert tokenizer.control_ids == {0, 1, 2, 32000, 32001}
 
 
+def test_a_token_that_the_configuration_names_is_special(tmp_path):
+    folder = folder_with(tmp_path, CHATML / "tokenizer.json", tokenizer_config={"eos_token": "</think>"})
+    assert load_tokenizer(folder).decode([323, 324]) == "<think>"
+
+
+def test_a_tokenizer_json_that_cuts_and_pads(tmp_path):
+    """Some are published with the limits of their training."""
+    library = Library.from_file(str(CHATML / "tokenizer.json"))
+    library.enable_truncation(2)
+    library.enable_padding(length=5)
+    library.save(str(tmp_path / "tokenizer.json"))
+    assert load_tokenizer(tmp_path).encode("abc", control_tokens=False) == [64, 65, 66]
+    library.no_truncation()
+    library.save(str(tmp_path / "tokenizer.json"))
+    assert load_tokenizer(tmp_path).encode("abc", control_tokens=False) == [64, 65, 66]
+
+
 def test_config_adds_tokens_to_a_tokenizer_json(tmp_path):
     added = {"326": {"content": "<tool>", **TOKEN, "special": False}}
     folder = folder_with(tmp_path, CHATML / "tokenizer.json", tokenizer_config={"added_tokens_decoder": added})
@@ -524,8 +561,10 @@ def test_equal_tokenizers_have_equal_fingerprints(llama_model, legacy_folder, tm
         fingerprint("e", special_tokens_map=MAPS["strings"], tokenizer_config={"add_bos_token": False}),
         fingerprint("f", special_tokens_map=MAPS["strings"], added_tokens={"<pad>": 32000}),
         load_tokenizer(CHATML).fingerprint,
+        load_tokenizer(shared("models/stories260K")).fingerprint,
+        fingerprint("g", tokenizer_config={"legacy": False}, added_tokens={"<pad>": 32000}),
     ]
-    assert len(set(same)) == 1 and len({*same, *others}) == 6
+    assert len(set(same)) == 1 and len({*same, *others}) == 1 + len(others)
     assert load_tokenizer(CHATML).fingerprint == load_tokenizer(CHATML).fingerprint
 
 
@@ -551,13 +590,13 @@ def test_a_folder_without_a_tokenizer(tmp_path):
         ("tokenizer.json", b'{"model": {"vocab": {}}}'),
         ("tokenizer.json", b'{"model": ' * 100_000),
         ("tokenizer.json", b'{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": ["a b"]}, "decoder": null}'),
-        ("tokenizer.model", b""),
+        ("tokenizer.model is empty", b""),
         ("tokenizer.model", b"no protocol buffer"),
         ("tokenizer.model", b"\x0a\x05"),
     ],
 )
 def test_damaged_vocabularies(tmp_path, name, data):
-    (tmp_path / name).write_bytes(data)
+    (tmp_path / name.split()[0]).write_bytes(data)
     with pytest.raises(TokenizerError, match=name):
         load_tokenizer(tmp_path)
 
@@ -581,11 +620,24 @@ def test_files_beside_the_vocabulary_that_are_damaged_or_contradict_it(tmp_path,
         load_tokenizer(folder_with(tmp_path, CHATML / "tokenizer.json", **files))
 
 
-def test_a_decoder_of_another_family(tmp_path):
+@pytest.mark.parametrize(
+    ("decoder", "kind"),
+    [
+        (decoders.WordPiece(), "WordPiece"),
+        (decoders.Replace(Regex("a+"), "b"), "Replace"),
+        (
+            decoders.Sequence([decoders.Strip(" ", 1, 0), decoders.Fuse()]),
+            "Strip",
+        ),  # of every piece, not of the text
+        (None, "None"),
+    ],
+)
+def test_decoders_of_other_families(tmp_path, decoder, kind):
     library = Library(models.BPE({"a": 0}, []))
-    library.decoder = decoders.WordPiece()
+    if decoder is not None:
+        library.decoder = decoder
     library.save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(TokenizerError, match=r"decodes by .*WordPiece"):
+    with pytest.raises(TokenizerError, match=f"decodes by .*{kind}"):
         load_tokenizer(tmp_path)
 
 

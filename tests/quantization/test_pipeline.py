@@ -222,6 +222,15 @@ def test_a_damaged_result_is_not_called_done(tmp_path, source):
         run(source, tmp_path / "out")
 
 
+def test_two_jobs_do_not_write_one_folder(tmp_path, source):
+    from octavo.quantization.journal import alone_in
+
+    (tmp_path / "out").mkdir()
+    with alone_in(tmp_path / "out"), pytest.raises(OutputError, match="another process is writing"):
+        run(source, tmp_path / "out")
+    run(source, tmp_path / "out")
+
+
 def test_foreign_folders_are_left_alone(tmp_path, source):
     out = tmp_path / "out"
     out.mkdir()

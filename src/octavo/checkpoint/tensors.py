@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from octavo.errors import CheckpointError, OutputError
-from octavo.records import HASH_CHUNK, read_json, write_json
+from octavo.records import HASH_CHUNK, read_json, settle, write_json
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -207,6 +207,7 @@ class ShardWriter:
         self.flush()
         self._file.close()
         self._partial.replace(self.path)
+        settle(self.path.parent)
         return self._digest.hexdigest()
 
     def close(self) -> None:

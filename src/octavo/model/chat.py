@@ -278,13 +278,12 @@ class _Rendering:
         separators: tuple[str, str] | None = None,
         sort_keys: bool = False,
     ) -> str:
-        """Hugging Face's `tojson`, which does not escape HTML. What comes out counts as typed."""
+        """Hugging Face's `tojson`, which does not escape HTML."""
         if (indent or 0) > 16 or len("".join(separators or ())) > 16:
             raise TemplateError("the chat template wants JSON with more than 16 characters between two values")
-        text = json.dumps(
+        return json.dumps(
             value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
         )
-        return self.disguise.hide(self.disguise.show(text))
 
     def check_operator(self, operator: str, left: Any, right: Any) -> None:
         """Refuse the operators, and their uses, that make much of little."""

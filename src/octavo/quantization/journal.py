@@ -7,7 +7,8 @@ whatever came after them is cut off, and the job goes on as if it had never stop
 """
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -155,11 +156,27 @@ class Journal:
         self.progress = progress
 
 
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep other jobs out of an output folder; OutputError where one is at work there."""
+    from filelock import FileLock, Timeout
+
+    (folder / WORK_FOLDER).mkdir(exist_ok=True)
+    lock = FileLock(folder / WORK_FOLDER / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise OutputError(f"another process is writing {folder}; wait for it, or choose another folder") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def open_journal(folder: Path, shards: Shards, inputs: dict[str, Any], started: str) -> Journal:
     """Begin in an empty folder, or go on where a job with the same inputs was killed."""
     path = folder / WORK_FOLDER / JOURNAL
     if not path.exists():
-        (folder / WORK_FOLDER).mkdir(parents=True, exist_ok=True)
         return Journal(folder, shards, Progress(inputs, started))
     values = read_json(path)
     try:

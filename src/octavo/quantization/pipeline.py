@@ -40,7 +40,14 @@ from octavo.quantization.blocks import (
 )
 from octavo.quantization.calibration import Calibration
 from octavo.quantization.gptq import SOLVER_VERSION
-from octavo.quantization.journal import Journal, Unit, finished_record, open_journal, prepare_folder
+from octavo.quantization.journal import (
+    Journal,
+    Unit,
+    alone_in,
+    finished_record,
+    open_journal,
+    prepare_folder,
+)
 from octavo.quantization.recipe import Recipe
 from octavo.records import (
     QUANTIZATION_RECORD,
@@ -105,15 +112,16 @@ def quantize_folder(
         return done
     units = _planned_units(job)
     shards = plan_shards(units, destination.max_shard_size)
-    journal = open_journal(destination.folder, shards, inputs, _now())
-    needed, free = _disk_space(destination.folder, units, calibration, folder)
-    observer.started(len(units), journal.progress.units, needed, free)
-    try:
-        _run(job, journal, calibration)
-    finally:
-        journal.close()
-    write_index(destination.folder, shards)
-    record = _finish(job, journal, inputs)
+    with alone_in(destination.folder):
+        journal = open_journal(destination.folder, shards, inputs, _now())
+        needed, free = _disk_space(destination.folder, units, calibration, folder)
+        observer.started(len(units), journal.progress.units, needed, free)
+        try:
+            _run(job, journal, calibration)
+        finally:
+            journal.close()
+        write_index(destination.folder, shards)
+        record = _finish(job, journal, inputs)
     observer.finished(record)
     return record
 
