@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from octavo.errors import CorpusError, UsageError
-from octavo.records import sha256_of_bytes
+from octavo.records import read_bounded, sha256_of_bytes
 
 Dataset = Literal["wikitext2", "ptb", "c4"]
 Split = Literal["train", "validation", "test"]
@@ -162,14 +162,7 @@ def _load_file(path: Path) -> Corpus:
 
 def _read(path: Path) -> bytes:
     """The file as stored, of bounded size."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(LARGEST_TEXT + 1)
-    except OSError as error:
-        raise CorpusError(f"{path} cannot be read: {error.strerror}") from error
-    if len(data) > LARGEST_TEXT:
-        raise _too_large(path)
-    return data
+    return read_bounded(path, LARGEST_TEXT, CorpusError)
 
 
 def _too_large(path: Path) -> CorpusError:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from octavo.errors import CheckpointError, OutputError
+from octavo.errors import CheckpointError, OctavoError, OutputError
 
 SCHEMA_VERSION = 1
 QUANTIZATION_RECORD = "octavo.json"
@@ -152,17 +152,22 @@ def refuse_changed_files(states: dict[str, str], folder: Path) -> None:
             )
 
 
+def read_bounded(path: Path, limit: int, refusal: type[OctavoError]) -> bytes:
+    """A file of at most `limit` bytes; a `refusal` where it is larger or cannot be read."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(limit + 1)
+    except OSError as error:
+        raise refusal(f"{path} cannot be read: {error.strerror}") from error
+    if len(data) > limit:
+        raise refusal(f"{path} is larger than {limit} bytes, the most that is read of such a file")
+    return data
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file of bounded size; CheckpointError where it is anything else."""
     try:
-        with path.open("rb") as file:
-            data = file.read(LARGEST_JSON + 1)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
-    if len(data) > LARGEST_JSON:
-        raise CheckpointError(f"{path} is larger than {LARGEST_JSON} bytes, which no JSON of a model is")
-    try:
-        value = json.loads(data)
+        value = json.loads(read_bounded(path, LARGEST_JSON, CheckpointError))
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is no valid JSON ({error}); fetch or write it again") from error
     if not isinstance(value, dict):

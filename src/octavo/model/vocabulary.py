@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from octavo.errors import TokenizerError
+from octavo.records import read_bounded
 
 # Four times the largest tokenizer file that we know of, Gemma 3's.
 LARGEST_FILE = 128 * 1024 * 1024
@@ -352,14 +353,7 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 def read_file(path: Path) -> bytes:
     """The bytes of a file of bounded size."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(LARGEST_FILE + 1)
-    except OSError as error:
-        raise TokenizerError(f"{path} cannot be read: {error.strerror}") from error
-    if len(data) > LARGEST_FILE:
-        raise TokenizerError(f"{path} is larger than {LARGEST_FILE} bytes, which no file of a tokenizer is")
-    return data
+    return read_bounded(path, LARGEST_FILE, TokenizerError)
 
 
 @contextmanager
