@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from conftest import shared
 from octavo.errors import TemplateError, UsageError
-from octavo.model import chat
 from octavo.model.chat import VICUNA_V1_1, ChatTemplate, Message, encode_chat, render, template_for, vicuna_v1_1
 from octavo.model.tokenizer import Segment, load_tokenizer
 
@@ -528,7 +527,7 @@ def test_broken_and_hostile_templates(chatml, template, sentence):
     ],
 )  # fmt: skip
 def test_endless_and_enormous_templates_end(chatml, monkeypatch, template, sentence):
-    monkeypatch.setattr(chat, "MOST_STEPS", 200_000)
+    monkeypatch.setattr(templates, "MOST_STEPS", 200_000)
     started = time.perf_counter()
     assert re.search(sentence, failure(template, chatml))
     assert time.perf_counter() - started < 30
