@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from conftest import shared
 from octavo.errors import TemplateError, UsageError
+from octavo.model import templates
 from octavo.model.chat import VICUNA_V1_1, ChatTemplate, Message, encode_chat, render, template_for, vicuna_v1_1
 from octavo.model.tokenizer import Segment, load_tokenizer
 
