@@ -159,6 +159,19 @@ def test_interrupted_it_says_how_to_continue(stories_folder, text, tmp_path):
     assert (tmp_path / "out" / ".octavo" / "journal.json").exists()
 
 
+def test_a_place_that_cannot_be_written_is_one_sentence(run, stories_folder, text, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    words = ("--calibration", text, "--samples", 1, "--sequence-length", 16)
+    code, _, errors = run("quantize", stories_folder, tmp_path / "file" / "out", *words)
+    assert code == 1 and errors.splitlines()[-1] == f"octavo: {tmp_path / 'file' / 'out'}: Not a directory"
+
+
+def test_a_reader_who_leaves_is_no_accident(stories_folder):
+    command = f"{sys.executable} -c 'from octavo.cli import main; main()' inspect {stories_folder} | true"
+    ended = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert ended.stderr == ""
+
+
 def test_version(run):
     from octavo import __version__
 

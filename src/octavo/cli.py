@@ -60,6 +60,10 @@ def about(
     """Quantize LLaMA-family models with GPTQ, measure what that cost, and run the result."""
 
 
+def complain(sentence: str) -> None:
+    Console(stderr=True).print(f"octavo: {sentence}", soft_wrap=True, highlight=False, markup=False)
+
+
 def command(function: Callable[Parameters, None]) -> Callable[Parameters, None]:
     """A verb of the command line; what goes wrong is one sentence on standard error and an exit code."""
 
@@ -70,8 +74,14 @@ def command(function: Callable[Parameters, None]) -> Callable[Parameters, None]:
         except KeyboardInterrupt:
             sys.exit(INTERRUPTED)
         except OctavoError as error:
-            Console(stderr=True).print(f"octavo: {error}", soft_wrap=True, highlight=False, markup=False)
+            complain(str(error))
             sys.exit(REFUSED if isinstance(error, UsageError) else FAILED)
+        except BrokenPipeError:  # whoever read our output has seen enough
+            sys.stdout = None
+            sys.exit(FAILED)
+        except OSError as error:
+            complain(f"{error.filename or 'the system'}: {error.strerror}")
+            sys.exit(FAILED)
 
     app.command()(run)
     return run
