@@ -393,6 +393,19 @@ def test_templates_that_change_letters(chatml):
         render([Message("user", "the end")], upper, chatml)
 
 
+def test_a_word_that_is_a_control_token_does_not_come_of_a_change_of_case(tmp_path):
+    shutil.copytree(CHATML_FOLDER, tmp_path / "model")
+    path = tmp_path / "model" / "tokenizer.json"
+    values = json.loads(path.read_text())
+    last = max(token["id"] for token in values["added_tokens"])
+    values["added_tokens"].append({**values["added_tokens"][-1], "id": last + 1, "content": "QZJ"})
+    path.write_text(json.dumps(values))
+    tokenizer = load_tokenizer(tmp_path / "model")
+    assert tokenizer.id_of("QZJ") in tokenizer.control_ids
+    with pytest.raises(TemplateError, match="could pass for its own"):
+        render([Message("user", "qzj")], ChatTemplate("{{ messages[0].content.upper() }}"), tokenizer)
+
+
 def test_what_a_template_finds_in_a_message_does_not_depend_on_the_disguise(chatml):
     template = ChatTemplate(
         "{% set c = messages[0].content %}"
@@ -532,6 +545,46 @@ def test_endless_and_enormous_templates_end(chatml, monkeypatch, template, sente
     started = time.perf_counter()
     assert re.search(sentence, failure(template, chatml))
     assert time.perf_counter() - started < 30
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% set r = range(2000) %}{% for i in r %}{% for j in r %}{% endfor %}{% endfor %}",
+        "{% set r = range(2000) %}{% for i in r %}{% if r | max %}{% endif %}{% endfor %}",
+        "{% macro f() %}"
+        + "{% if x %}{% endif %}" * 100
+        + "{% endmacro %}{% for i in range(3000) %}{{ f() }}{% endfor %}",
+        "{% set ns = namespace(d=1) %}{% for i in range(40) %}{% set ns.d = {'a': ns.d, 'b': ns.d} %}{% endfor %}",
+    ],
+    ids=["loops", "filters", "macros", "dictionaries"],
+)
+def test_each_kind_of_work_is_paid_for(chatml, monkeypatch, template):
+    """None of these would take long by itself, so only the count of steps can end them."""
+    monkeypatch.setattr(templates, "MOST_STEPS", 200_000)
+    assert "more than 200,000 steps" in failure(template, chatml)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% set ns = namespace(s='ab') %}{% for i in range(30) %}{% set ns.s = ns.s + ns.s %}{% endfor %}",
+        "{% set ns = namespace(s='ab') %}{% for i in range(30) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}",
+        "{% set s = 'a' * 99999 %}{% for i in range(100) %}{{ s }}{% endfor %}",
+        "{% macro f(s) %}{% for i in range(100) %}{{ s }}{% endfor %}{% endmacro %}{% set x = f('a' * 99999) %}",
+    ],
+    ids=["sum", "concatenation", "prompt", "macro"],
+)
+def test_no_text_grows_beyond_the_limit(chatml, template):
+    assert "text of more than 8,388,608 characters" in failure(template, chatml)
+
+
+def test_blocks_that_call_filter_and_set(chatml, oracle):
+    template = (
+        "{% macro f(x) %}[{{ x }}{{ caller() }}]{% endmacro %}{% call f('a' + 'b') %}c{% endcall %}"
+        "{% filter trim | upper %} d {% endfilter %}{% set e | trim %} f {% endset %}{{ e }}"
+    )
+    assert text_of(render(TWO_TURNS, ChatTemplate(template), chatml)) == oracle(TWO_TURNS, template) == "[abc]Df"
 
 
 def test_a_namespace_does_not_show_what_is_in_it(chatml):

@@ -124,7 +124,9 @@ def _render_jinja(
     variables["add_generation_prompt"] = add_generation_prompt
     spellings = (tokenizer.spelling(token_id) for token_id in tokenizer.control_ids)
     texts = [source, *tokenizer.special_tokens.values(), *(message.content for message in messages)]
-    disguise = make_disguise({character for spelling in spellings for character in spelling}, texts)
+    # A control token without punctuation could also come about by a change of case.
+    cased = (s + s.lower() + s.upper() if s.isalnum() else s for s in spellings)
+    disguise = make_disguise({character for spelling in cased for character in spelling}, texts)
     now = datetime.now()
 
     prompts: list[str] = []
