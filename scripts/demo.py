@@ -122,7 +122,7 @@ def answer(console: Console) -> None:
     """The 8-bit model speaks."""
     model = octavo.load(DEMO / VARIANTS[0].folder)
     console.print(f"\n[bold]{QUESTION}[/bold]")
-    for piece in model.chat([octavo.Message("user", QUESTION)], max_new_tokens=80):
+    for piece in model.chat([octavo.Message("user", QUESTION)], max_new_tokens=120):
         console.print(piece, end="", markup=False, highlight=False)
     console.print()
 

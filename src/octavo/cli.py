@@ -1,5 +1,6 @@
 """The `octavo` command: one verb per job. Jobs are imported when they are called, so that --help is instant."""
 
+import os
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -71,13 +72,14 @@ def command(function: Callable[Parameters, None]) -> Callable[Parameters, None]:
     def run(*arguments: Parameters.args, **options: Parameters.kwargs) -> None:
         try:
             function(*arguments, **options)
+            sys.stdout.flush()
         except KeyboardInterrupt:
             sys.exit(INTERRUPTED)
         except OctavoError as error:
             complain(str(error))
             sys.exit(REFUSED if isinstance(error, UsageError) else FAILED)
-        except BrokenPipeError:  # whoever read our output has seen enough
-            sys.stdout = None
+        except BrokenPipeError:  # whoever read our output has seen enough; the rest goes nowhere
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(FAILED)
         except OSError as error:
             complain(f"{error.filename or 'the system'}: {error.strerror}")
