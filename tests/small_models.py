@@ -67,3 +67,31 @@ def small_calibration(samples: int = 3, length: int = 40, seed: int = 0) -> Cali
     """Random tokens, as if drawn from a text."""
     tokens = torch.randint(0, 61, (samples, length), generator=torch.Generator().manual_seed(seed))
     return Calibration(tokens, "random", "made by the test", "0" * 64, str(seed))
+
+
+FAMILY_CONFIG = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+}
+
+
+def write_family_model(folder: Path, family: str, values: dict[str, object]) -> None:
+    """A random model of a family (Llama, Mistral, Qwen2, Qwen3), saved by transformers."""
+    import transformers
+
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{family}Config")(**{**FAMILY_CONFIG, **values})
+    model = getattr(transformers, f"{family}ForCausalLM")(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 1:  # norms start as 1 and biases as 0, which would hide a mistake
+                parameter.add_(torch.randn_like(parameter) * (0.3 if "bias" in name else 0.1))
+            else:
+                parameter.mul_(5)
+    model.save_pretrained(folder)

@@ -11,6 +11,7 @@ from octavo.kernels.attention import SequencePages, cached_attention
 from octavo.model.kv_cache import make_batch, make_cache, one_sequence
 from octavo.model.llama import forward
 from octavo.model.load import load_model
+from small_models import write_family_model
 
 CPU, FLOAT = torch.device("cpu"), torch.float32
 GOLDEN = Path(__file__).parent.parent / "golden" / "stories260K.json"
@@ -29,16 +30,6 @@ def transformers_logits(folder, tokens):
         return model(tokens[None]).logits[0]
 
 
-SMALL = {
-    "vocab_size": 96,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "pad_token_id": 0,
-}
 LLAMA3 = {
     "rope_type": "llama3",
     "factor": 4.0,
@@ -87,25 +78,9 @@ FAMILY = {
 }
 
 
-def small_model(folder, family, values):
-    """A random model of a family, saved by transformers."""
-    import transformers
-
-    torch.manual_seed(0)
-    config = getattr(transformers, f"{family}Config")(**{**SMALL, **values})
-    model = getattr(transformers, f"{family}ForCausalLM")(config)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.dim() == 1:  # norms start as 1 and biases as 0, which would hide a mistake
-                parameter.add_(torch.randn_like(parameter) * (0.3 if "bias" in name else 0.1))
-            else:
-                parameter.mul_(5)
-    model.save_pretrained(folder)
-
-
 @pytest.mark.parametrize("variant", FAMILY)
 def test_the_family_equals_transformers(tmp_path, variant):
-    small_model(tmp_path, *FAMILY[variant])
+    write_family_model(tmp_path, *FAMILY[variant])
     tokens = torch.randint(1, 96, (40,), generator=torch.Generator().manual_seed(1))
     expected = transformers_logits(tmp_path, tokens)
     assert expected.std() > 0.5
@@ -113,7 +88,7 @@ def test_the_family_equals_transformers(tmp_path, variant):
 
 
 def test_the_older_spelling_of_rope_scaling(tmp_path):
-    small_model(tmp_path, "Llama", {"rope_parameters": {**LLAMA3, "rope_theta": 5e5}})
+    write_family_model(tmp_path, "Llama", {"rope_parameters": {**LLAMA3, "rope_theta": 5e5}})
     tokens = torch.arange(1, 40)
     expected = logits_of(load_model(tmp_path, CPU, FLOAT), tokens)
     values = json.loads((tmp_path / "config.json").read_text())
@@ -158,7 +133,7 @@ def test_chunks_and_steps_equal_the_whole(stories_folder, chunks):
 @pytest.mark.parametrize("variant", ["llama", "mistral", "dynamic, longer", "qwen3"])
 def test_three_sequences_in_one_batch_equal_each_alone(tmp_path, variant):
     """Prefill in two uneven steps over scattered pages, then single tokens."""
-    small_model(tmp_path, *FAMILY[variant])
+    write_family_model(tmp_path, *FAMILY[variant])
     model = load_model(tmp_path, CPU, FLOAT)
     generator = torch.Generator().manual_seed(3)
     sequences = [torch.randint(1, 96, (length,), generator=generator) for length in (30, 5, 17)]

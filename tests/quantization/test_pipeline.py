@@ -18,6 +18,8 @@ from octavo.errors import (
     UnsupportedModelError,
     UsageError,
 )
+from octavo.model.kv_cache import make_cache, one_sequence
+from octavo.model.llama import forward
 from octavo.model.load import load_model, open_folder
 from octavo.quantization.blocks import Observer
 from octavo.quantization.gptq import factor_hessian, solve
@@ -25,7 +27,7 @@ from octavo.quantization.pipeline import Destination, quantize_folder
 from octavo.quantization.recipe import Recipe
 from octavo.schemes import QuantScheme, SchemePlan, SchemeRule
 from octavo.weights import QuantizedWeight, dequantize
-from small_models import small_calibration, small_tensors, write_model
+from small_models import small_calibration, small_tensors, write_family_model, write_model
 
 CPU = torch.device("cpu")
 RECORDS_THAT_DIFFER = {"octavo-run.json"}
@@ -37,6 +39,12 @@ def run(source, out, recipe=Recipe(), calibration=None, observer=None, **destina
     return quantize_folder(
         source, Destination(out, **destination), recipe, calibration, CPU, observer or Observer()
     )
+
+
+def logits_of(folder, tokens):
+    model = load_model(folder, CPU, torch.float32)
+    cache = make_cache(model.config, 1, len(tokens), CPU, torch.float32)
+    return forward(model, one_sequence(tokens, 0, len(tokens)), cache, torch.arange(len(tokens)))
 
 
 def contents(folder):
@@ -102,18 +110,23 @@ def test_the_job_is_its_slow_twin(tmp_path, source, act_order):
 
 def test_what_is_written_runs_as_it_was_solved(tmp_path, source):
     """A sound file: 8 bits change the logits a little, and reading it back gives those very codes."""
-    from octavo.model.kv_cache import make_cache, one_sequence
-    from octavo.model.llama import forward
-
     run(source, tmp_path / "out")
     tokens = small_calibration().tokens[0]
-    logits = []
-    for folder in (source, tmp_path / "out"):
-        model = load_model(folder, CPU, torch.float32)
-        cache = make_cache(model.config, 1, len(tokens), CPU, torch.float32)
-        logits.append(forward(model, one_sequence(tokens, 0, len(tokens)), cache, torch.arange(len(tokens))))
-    difference = (logits[0] - logits[1]).norm() / logits[0].norm()
-    assert 0 < difference < 0.03
+    logits = [logits_of(folder, tokens) for folder in (source, tmp_path / "out")]
+    assert 0 < (logits[0] - logits[1]).norm() / logits[0].norm() < 0.03
+
+
+@pytest.mark.parametrize("family", ["Llama", "Mistral", "Qwen2", "Qwen3"])
+def test_the_whole_family_is_quantized(tmp_path, family):
+    """Biases, norms of queries and keys, and windows come along."""
+    values = {"attention_bias": True} if family in ("Llama", "Qwen3") else {}
+    write_family_model(tmp_path / "dense", family, values)
+    calibration = small_calibration()
+    run(tmp_path / "dense", tmp_path / "out", Recipe(SchemePlan(QuantScheme(8, 16, True))), calibration)
+    dense, quantized = (open_folder(tmp_path / name).tensors.specs for name in ("dense", "out"))
+    assert {name for name in dense if "bias" in name} == {name for name in quantized if "bias" in name}
+    logits = [logits_of(tmp_path / name, calibration.tokens[0]) for name in ("dense", "out")]
+    assert 0 < (logits[0] - logits[1]).norm() / logits[0].norm() < 0.03
 
 
 def test_the_same_command_twice_gives_the_same_bytes(tmp_path, source):
