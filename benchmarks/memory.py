@@ -24,10 +24,10 @@ LARGEST_ANONYMOUS = 2.5e9  # bytes
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
-    "vocab_size": 8192,
+    "vocab_size": 128256,
     "hidden_size": 2048,
     "intermediate_size": 5632,
-    "num_hidden_layers": 39,
+    "num_hidden_layers": 29,
     "num_attention_heads": 32,
     "max_position_embeddings": 2048,
     "rms_norm_eps": 1e-5,
