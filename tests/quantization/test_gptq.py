@@ -80,7 +80,6 @@ def definition(weight, hessian, scheme, act_order, smallest_zero=0):
     [
         (4, 160, 0),
         pytest.param(16, 300, 1, marks=pytest.mark.proof),
-        pytest.param(8, 576, 2, marks=pytest.mark.proof),
     ],
 )
 def test_the_solver_is_its_definition(bits, group_size, act_order, symmetric, rows, columns, seed):
