@@ -22,7 +22,7 @@ from octavo.evaluation.metrics import mean_over_windows, perplexity
 from octavo.evaluation.protocol import evaluation_windows
 from octavo.evaluation.scoring import compare, score
 from octavo.model.kv_cache import make_cache, one_sequence
-from octavo.model.llama import Step, attend, gated, rms_norm, rotary_of
+from octavo.model.llama import attend, gated, make_step, rms_norm
 from octavo.model.load import LINEARS, block_prefix, open_folder
 from octavo.quantization.blocks import STAGES
 from octavo.quantization.calibration import calibration_tokens
@@ -103,7 +103,7 @@ def loss_ratios(dense: Path, corpora: Path, misses: list[str]) -> dict[str, floa
     tokens = calibration_tokens(spec, octavo.load(dense).tokenizer).tokens
     batch = one_sequence(tokens[0], 0, tokens.shape[1])
     cache = make_cache(config, 1, tokens.shape[1], device, torch.float32)
-    step = Step(config, batch, cache, rotary_of(config, batch, torch.float32))
+    step = make_step(config, batch, cache)
     embedding = folder.vector("model.embed_tokens.weight", (config.vocabulary_size, config.hidden_size)).float()
     hidden = [embedding[window] for window in tokens]
     sums = {bits: [0.0, 0.0] for bits in (2, 3, 4, 8)}

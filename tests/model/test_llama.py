@@ -167,7 +167,9 @@ def test_attention_is_its_definition(window, rows):
     keys = torch.randn(16, kv_heads, width, generator=generator)
     values = torch.randn(16, kv_heads, width, generator=generator)
     table = torch.tensor([[3, 0, 2]])
-    pages = SequencePages(torch.tensor([length]), torch.tensor([0, rows]), table, page_size=4)
+    pages = SequencePages(
+        torch.tensor([length]), torch.tensor([0, rows]), table, 4, most_rows=rows, longest=length
+    )
     got = cached_attention(queries, keys, values, pages, window)
     for row in range(rows):
         position = length - rows + row

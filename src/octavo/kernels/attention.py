@@ -18,12 +18,17 @@ class SequencePages:
 
     Sequence s owns rows `row_starts[s]` to `row_starts[s + 1]`, which are the newest of its `lengths[s]`
     positions; position p is in slot `page_table[s, p // page_size] * page_size + p % page_size`.
+
+    `most_rows` and `longest` bound the rows and the positions of any one sequence. They are known to the host, so
+    that a kernel can size its launch without asking the device.
     """
 
     lengths: Int[Tensor, " sequences"]
     row_starts: Int[Tensor, " sequences+1"]
     page_table: Int[Tensor, "sequences pages"]
     page_size: int
+    most_rows: int
+    longest: int
 
     def slots_of(self, sequence: int, length: int) -> slice | Int[Tensor, " length"]:
         """Slots of a sequence's first `length` positions; a slice where one page holds them all."""

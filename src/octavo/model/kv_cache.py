@@ -62,7 +62,14 @@ def make_batch(
         tokens=torch.cat(list(new_tokens)).to(device),
         positions=positions,
         write_slots=pages * page_size + positions % page_size,
-        pages=SequencePages(past + counts, row_starts, page_table, page_size),
+        pages=SequencePages(
+            lengths=past + counts,
+            row_starts=row_starts,
+            page_table=page_table,
+            page_size=page_size,
+            most_rows=max(map(len, new_tokens)),
+            longest=max(before + len(tokens) for before, tokens in zip(cached, new_tokens, strict=True)),
+        ),
     )
 
 

@@ -36,7 +36,7 @@ def make_linear(
         transposed = weight.values.to(device, dtype).t()
         return Linear(lambda inputs: inputs @ transposed, placed_bias, "dense", {})
     choice = dispatch.choose(weight, device)
-    prepared = choice.kernel.prepare(weight, device, dtype)
-    return Linear(
-        lambda inputs: choice.kernel.matmul(inputs, prepared), placed_bias, choice.kernel.NAME, choice.refusals
-    )
+    kernel = choice.kernel
+    assert kernel is not None, "the reference kernel never objects"
+    prepared = kernel.prepare(weight, device, dtype)
+    return Linear(lambda inputs: kernel.matmul(inputs, prepared), placed_bias, kernel.NAME, choice.refusals)

@@ -2,10 +2,15 @@
 
 Norm, rotary, attention, gated MLP, block, model. Mistral and Qwen differ by fields of `LlamaConfig`. Rows of
 several sequences share each call (`Batch`); what a row sees of its past goes through `kernels.attention`.
+
+A decoder layer is a `Block`, run here part by part, or a `FusedBlock`, which a kernel runs whole; what is here is
+the definition of both.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from octavo.kernels.attention import cached_attention, write_cache
+from octavo.kernels.blocks import LayerCache, Rows
 from octavo.model.config import LlamaConfig
 from octavo.model.kv_cache import Batch, KVCache
 from octavo.model.linear import Linear
@@ -38,6 +44,39 @@ class Block:
 
 
 @dataclass(frozen=True)
+class FusedBlock:
+    """A decoder layer that one kernel runs whole; `refusals` say why faster kernels do not."""
+
+    run: Callable[[Tensor, Rows, LayerCache], Tensor]
+    kernel: str
+    refusals: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Head:
+    """The final norm and the projection to logits."""
+
+    norm: Float[Tensor, " hidden_size"]
+    norm_epsilon: float
+    projection: Linear
+
+    def __call__(self, hidden: Hidden) -> Float[Tensor, "rows vocabulary"]:
+        return self.projection(rms_norm(hidden, self.norm, self.norm_epsilon))
+
+
+@dataclass(frozen=True)
+class FusedHead:
+    """The final norm and the projection, run by one kernel; `refusals` say why faster kernels do not."""
+
+    run: Callable[[Tensor], Tensor]
+    kernel: str
+    refusals: dict[str, str]
+
+    def __call__(self, hidden: Hidden) -> Float[Tensor, "rows vocabulary"]:
+        return self.run(hidden)
+
+
+@dataclass(frozen=True)
 class Rotary:
     """Cosine and sine of each row's rotation; the same in every layer."""
 
@@ -50,28 +89,30 @@ class Step:
     """What all layers of one forward pass share."""
 
     config: LlamaConfig
-    batch: Batch
+    rows: Rows
     cache: KVCache
-    rotary: Rotary
+
+    @cached_property
+    def rotary(self) -> Rotary:
+        """Computed for the first layer that asks; fused layers make their own."""
+        doubled = torch.cat((self.rows.angles, self.rows.angles), -1)[:, None, :]
+        dtype, temperature = self.cache.keys[0].dtype, self.rows.temperature
+        return Rotary((doubled.cos() * temperature).to(dtype), (doubled.sin() * temperature).to(dtype))
 
 
 @dataclass(frozen=True)
 class LlamaModel:
-    """A whole network on one device."""
+    """A whole network on one device; `dtype` is what it computes in, whatever its weights are stored in."""
 
     config: LlamaConfig
     embedding: Float[Tensor, "vocabulary hidden_size"]
-    blocks: tuple[Block, ...]
-    norm: Float[Tensor, " hidden_size"]
-    head: Linear
+    blocks: tuple[Block | FusedBlock, ...]
+    head: Head | FusedHead
+    dtype: torch.dtype
 
     @property
     def device(self) -> torch.device:
         return self.embedding.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.norm.dtype
 
 
 def forward(
@@ -82,16 +123,25 @@ def forward(
 
 
 def hidden_states(model: LlamaModel, batch: Batch, cache: KVCache) -> Hidden:
-    """The normalized states that the head turns into logits, one per row."""
-    hidden = F.embedding(batch.tokens, model.embedding)
-    step = Step(model.config, batch, cache, rotary_of(model.config, batch, hidden.dtype))
+    """The states that the head turns into logits, one per row."""
+    hidden = F.embedding(batch.tokens, model.embedding).to(model.dtype)
+    step = make_step(model.config, batch, cache)
     for layer, block in enumerate(model.blocks):
         hidden = run_block(block, layer, hidden, step)
-    return rms_norm(hidden, model.norm, model.config.norm_epsilon)
+    return hidden
 
 
-def run_block(block: Block, layer: int, hidden: Hidden, step: Step) -> Hidden:
+def make_step(config: LlamaConfig, batch: Batch, cache: KVCache) -> Step:
+    """What the layers need to know of a batch."""
+    angles = batch.positions.float()[:, None] * inverse_frequencies(config, batch)
+    rows = Rows(angles, config.rope_scaling.attention_factor, batch.write_slots, batch.pages)
+    return Step(config, rows, cache)
+
+
+def run_block(block: Block | FusedBlock, layer: int, hidden: Hidden, step: Step) -> Hidden:
     """One decoder layer: attention, then the gated MLP, each added to what came in."""
+    if isinstance(block, FusedBlock):
+        return block.run(hidden, step.rows, LayerCache(step.cache.keys[layer], step.cache.values[layer]))
     inputs = rms_norm(hidden, block.attention_norm, step.config.norm_epsilon)
     hidden = hidden + block.output(attend(block, layer, inputs, step))
     inputs = rms_norm(hidden, block.mlp_norm, step.config.norm_epsilon)
@@ -106,10 +156,10 @@ def attend(block: Block, layer: int, inputs: Hidden, step: Step) -> Float[Tensor
         queries = rms_norm(queries, block.query_norm, step.config.norm_epsilon)
         keys = rms_norm(keys, block.key_norm, step.config.norm_epsilon)
     cached_keys, cached_values = step.cache.keys[layer], step.cache.values[layer]
-    write_cache(cached_keys, rotate(keys, step.rotary), step.batch.write_slots)
-    write_cache(cached_values, block.value(inputs).view(heads), step.batch.write_slots)
+    write_cache(cached_keys, rotate(keys, step.rotary), step.rows.write_slots)
+    write_cache(cached_values, block.value(inputs).view(heads), step.rows.write_slots)
     attended = cached_attention(
-        rotate(queries, step.rotary), cached_keys, cached_values, step.batch.pages, step.config.windows[layer]
+        rotate(queries, step.rotary), cached_keys, cached_values, step.rows.pages, step.config.windows[layer]
     )
     return attended.flatten(1)
 
@@ -127,18 +177,13 @@ def rms_norm(inputs: Tensor, weight: Tensor, epsilon: float) -> Tensor:
 
 
 def rotate(vectors: Float[Tensor, "rows heads head_dim"], rotary: Rotary) -> Float[Tensor, "rows heads head_dim"]:
-    """Rotate the pairs (d, d + head_dim / 2) of each head, the order of Hugging Face checkpoints."""
+    """Rotate the pairs (d, d + head_dim / 2) of each head, the order of Hugging Face checkpoints.
+
+    Rotary position embedding, https://arxiv.org/abs/2104.09864.
+    """
     first, second = vectors.chunk(2, -1)
     turned = torch.cat((-second, first), -1)
     return vectors * rotary.cosine + turned * rotary.sine
-
-
-def rotary_of(config: LlamaConfig, batch: Batch, dtype: torch.dtype) -> Rotary:
-    """Rotations of a batch's rows, computed in float32 (https://arxiv.org/abs/2104.09864)."""
-    angles = batch.positions.float()[:, None] * inverse_frequencies(config, batch)
-    doubled = torch.cat((angles, angles), -1)[:, None, :]
-    temperature = config.rope_scaling.attention_factor
-    return Rotary((doubled.cos() * temperature).to(dtype), (doubled.sin() * temperature).to(dtype))
 
 
 def inverse_frequencies(config: LlamaConfig, batch: Batch) -> Float[Tensor, "*rows half_head"]:

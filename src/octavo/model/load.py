@@ -1,8 +1,10 @@
 """A model folder to a model, or to one decoder block at a time."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,9 +12,11 @@ from torch import Tensor
 from octavo.checkpoint.formats import SUFFIXES, FileQuantization, decode_linear, read_quantization
 from octavo.checkpoint.tensors import TensorFolder
 from octavo.errors import CheckpointError, NumericalError
+from octavo.kernels import dispatch
+from octavo.kernels.blocks import BlockParts, BlockShape, HeadParts, LinearParts
 from octavo.model.config import LlamaConfig, read_config
 from octavo.model.linear import Linear, make_linear
-from octavo.model.llama import Block, LlamaModel
+from octavo.model.llama import Block, FusedBlock, FusedHead, Head, LlamaModel
 from octavo.weights import DenseWeight, Weight
 
 EMBEDDING = "model.embed_tokens"
@@ -101,35 +105,36 @@ class ModelFolder:
         """A tensor that is never quantized: a norm, a bias, the embedding."""
         return finite(self.tensors.load(name, shape), name)
 
-    def linear(self, layer: int, field: str, device: torch.device, dtype: torch.dtype) -> Linear:
-        """One linear of a decoder layer, ready to run."""
+    def linear_parts(self, layer: int, field: str) -> LinearParts:
+        """One linear of a decoder layer."""
         name, shape = f"{block_prefix(layer)}.{LINEARS[field]}", linear_shapes(self.config)[field]
         bias = self.vector(f"{name}.bias", shape[:1]) if has_bias(self.config, field) else None
-        return make_linear(self.weight(name, shape), bias, device, dtype)
+        return LinearParts(self.weight(name, shape), bias)
+
+    def norm(self, layer: int, field: str) -> Tensor:
+        """One norm of a decoder layer."""
+        name = f"{block_prefix(layer)}.{NORMS[field]}.weight"
+        return self.vector(name, norm_shapes(self.config)[field])
+
+    def block_parts(self, layer: int) -> BlockParts:
+        """One decoder layer."""
+        fields: dict[str, Any] = {"query_norm": None, "key_norm": None}
+        fields |= {field: self.norm(layer, field) for field in norm_shapes(self.config)}
+        fields |= {field: self.linear_parts(layer, field) for field in LINEARS}
+        return BlockParts(**fields)
+
+    def head_parts(self) -> HeadParts:
+        """The final norm and the output head."""
+        norm = self.vector(f"{FINAL_NORM}.weight", (self.config.hidden_size,))
+        return HeadParts(norm, self.config.norm_epsilon, LinearParts(self.head_weight()))
 
     def block(self, layer: int, device: torch.device, dtype: torch.dtype) -> Block:
-        """One decoder layer, ready to run."""
-
-        def norm(field: str) -> Tensor:
-            name = f"{block_prefix(layer)}.{NORMS[field]}.weight"
-            return self.vector(name, norm_shapes(self.config)[field]).to(device, dtype)
-
-        def linear(field: str) -> Linear:
-            return self.linear(layer, field, device, dtype)
-
-        return Block(
-            attention_norm=norm("attention_norm"),
-            query=linear("query"),
-            key=linear("key"),
-            value=linear("value"),
-            output=linear("output"),
-            query_norm=norm("query_norm") if self.config.query_key_norm else None,
-            key_norm=norm("key_norm") if self.config.query_key_norm else None,
-            mlp_norm=norm("mlp_norm"),
-            gate=linear("gate"),
-            up=linear("up"),
-            down=linear("down"),
-        )
+        """One decoder layer, ready to run part by part; no more than one of its linears is held as stored."""
+        fields: dict[str, Any] = {"query_norm": None, "key_norm": None}
+        fields |= {field: self.norm(layer, field).to(device, dtype) for field in norm_shapes(self.config)}
+        for field in LINEARS:
+            fields[field] = _linear(self.linear_parts(layer, field), device, dtype)
+        return Block(**fields)
 
     def expected_tensors(self) -> Iterator[str]:
         """Names of the modules whose tensors a folder of this configuration holds."""
@@ -155,19 +160,65 @@ def open_folder(path: Path) -> ModelFolder:
     return folder
 
 
-def load_model(path: Path, device: torch.device, dtype: torch.dtype) -> LlamaModel:
-    """The whole model of a folder, each layer built at once as what it is."""
+def load_model(
+    path: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    block_kernels: Sequence[ModuleType] = dispatch.BLOCK_KERNELS,
+) -> LlamaModel:
+    """The whole model of a folder, each layer built at once as what it is.
+
+    Layers that none of `block_kernels` runs whole are run part by part.
+    """
     folder = open_folder(path)
     config = folder.config
     vocabulary = (config.vocabulary_size, config.hidden_size)
-    embedding = folder.vector(f"{EMBEDDING}.weight", vocabulary).to(device, dtype)
     return LlamaModel(
         config=config,
-        embedding=embedding,
-        blocks=tuple(folder.block(layer, device, dtype) for layer in range(config.layers)),
-        norm=folder.vector(f"{FINAL_NORM}.weight", (config.hidden_size,)).to(device, dtype),
-        head=make_linear(folder.head_weight(), None, device, dtype),
+        embedding=folder.vector(f"{EMBEDDING}.weight", vocabulary).to(device),
+        blocks=tuple(_load_block(folder, layer, block_kernels, device, dtype) for layer in range(config.layers)),
+        head=_load_head(folder, block_kernels, device, dtype),
+        dtype=dtype,
     )
+
+
+def _load_block(
+    folder: ModelFolder, layer: int, kernels: Sequence[ModuleType], device: torch.device, dtype: torch.dtype
+) -> Block | FusedBlock:
+    """A decoder layer, whole where a kernel takes it."""
+    if not kernels:
+        return folder.block(layer, device, dtype)
+    parts, shape = folder.block_parts(layer), block_shape(folder.config, layer)
+    choice = dispatch.choose_block(kernels, parts, shape, device, dtype)
+    kernel = choice.kernel
+    if kernel is None:
+        return folder.block(layer, device, dtype)
+    prepared = kernel.prepare_block(parts, shape, device, dtype)
+    return FusedBlock(
+        lambda hidden, rows, cache: kernel.run_block(hidden, rows, cache, prepared), kernel.NAME, choice.refusals
+    )
+
+
+def _load_head(
+    folder: ModelFolder, kernels: Sequence[ModuleType], device: torch.device, dtype: torch.dtype
+) -> Head | FusedHead:
+    """The final norm and the projection to logits."""
+    parts = folder.head_parts()
+    choice = dispatch.choose_head(kernels, parts, device, dtype)
+    kernel = choice.kernel
+    if kernel is None:
+        return Head(parts.norm.to(device, dtype), parts.norm_epsilon, _linear(parts.projection, device, dtype))
+    prepared = kernel.prepare_head(parts, device, dtype)
+    return FusedHead(lambda hidden: kernel.run_head(hidden, prepared), kernel.NAME, choice.refusals)
+
+
+def block_shape(config: LlamaConfig, layer: int) -> BlockShape:
+    """What a kernel must know of a decoder layer beside its weights."""
+    return BlockShape(config.head_dim, config.norm_epsilon, config.windows[layer])
+
+
+def _linear(parts: LinearParts, device: torch.device, dtype: torch.dtype) -> Linear:
+    return make_linear(parts.weight, parts.bias, device, dtype)
 
 
 def finite(tensor: Tensor, name: str) -> Tensor:

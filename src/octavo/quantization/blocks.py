@@ -17,7 +17,7 @@ from octavo.checkpoint.formats import encode_linear, smallest_zero
 from octavo.errors import NumericalError, UsageError
 from octavo.model.kv_cache import KVCache, one_sequence
 from octavo.model.linear import make_linear
-from octavo.model.llama import Block, Step, attend, gated, rms_norm, rotary_of
+from octavo.model.llama import Block, Step, attend, gated, make_step, rms_norm
 from octavo.model.load import (
     EMBEDDING,
     FINAL_NORM,
@@ -230,7 +230,7 @@ def _sample_step(job: Job, length: int) -> Step:
     shape = (length, config.kv_heads, config.head_dim)
     keys, values = (torch.zeros(shape, device=job.device, dtype=SOLVE_DTYPE) for _ in range(2))
     cache = KVCache((keys,) * config.layers, (values,) * config.layers, length)
-    return Step(config, batch, cache, rotary_of(config, batch, SOLVE_DTYPE))
+    return make_step(config, batch, cache)
 
 
 def stored_dtype(dtype: torch.dtype) -> torch.dtype:

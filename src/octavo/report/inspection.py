@@ -101,7 +101,7 @@ def _kinds(folder: ModelFolder, linears: dict[str, tuple[int, int]], device: tor
         else:
             choice = dispatch.choose(weight, device)
             refusals = tuple(choice.refusals.items())
-            kinds[(str(weight.scheme), choice.kernel.NAME, refusals)] += len(names)
+            kinds[(str(weight.scheme), choice.name, refusals)] += len(names)
     return [
         {"count": count, "stored": stored, "kernel": kernel, "refusals": dict(refusals)}
         for (stored, kernel, refusals), count in kinds.items()
