@@ -60,6 +60,8 @@ def cached_attention(
     The rows of a sequence are its newest; their keys and values must already be written. `window` is the number
     of positions that a row sees, itself included; None sees all.
     """
+    if pages.most_rows == 1 and not _host_may_read(pages.lengths):
+        return _newest_attention(queries, keys, values, pages, window)
     outputs = torch.empty_like(queries)
     starts, lengths = pages.row_starts.tolist(), pages.lengths.tolist()
     for sequence, length in enumerate(lengths):
@@ -70,6 +72,30 @@ def cached_attention(
         past_keys, past_values = keys[slots], values[slots]
         outputs[first:last] = _attend(queries[first:last], past_keys, past_values, window)
     return outputs
+
+
+def _host_may_read(tensor: Tensor) -> bool:
+    """Whether its values are at hand; elsewhere reading them stalls the device, and a captured step cannot."""
+    return tensor.device.type == "cpu"
+
+
+def _newest_attention(
+    queries: Float[Tensor, "rows heads head_dim"],
+    keys: Float[Tensor, "slots kv_heads head_dim"],
+    values: Float[Tensor, "slots kv_heads head_dim"],
+    pages: SequencePages,
+    window: int | None,
+) -> Float[Tensor, "rows heads head_dim"]:
+    """The same for one row per sequence, by masking all that a sequence could hold: no length is read here."""
+    positions = torch.arange(pages.longest, device=queries.device)
+    slots = pages.page_table[:, positions // pages.page_size] * pages.page_size + positions % pages.page_size
+    behind = pages.lengths[:, None] - 1 - positions
+    visible = behind >= 0 if window is None else (behind >= 0) & (behind < window)
+    shared_by = queries.shape[1] // keys.shape[1]
+    past_keys = keys[slots].transpose(1, 2).repeat_interleave(shared_by, 1)
+    past_values = values[slots].transpose(1, 2).repeat_interleave(shared_by, 1)
+    mask = visible[:, None, None]
+    return F.scaled_dot_product_attention(queries[:, :, None], past_keys, past_values, attn_mask=mask)[:, :, 0]
 
 
 def _attend(

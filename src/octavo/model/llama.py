@@ -116,10 +116,11 @@ class LlamaModel:
 
 
 def forward(
-    model: LlamaModel, batch: Batch, cache: KVCache, logits_for: Int[Tensor, " chosen"]
+    model: LlamaModel, batch: Batch, cache: KVCache, logits_for: Int[Tensor, " chosen"] | None = None
 ) -> Float[Tensor, "chosen vocabulary"]:
-    """Logits of the rows `logits_for`; keys and values of all rows are in the cache afterwards."""
-    return model.head(hidden_states(model, batch, cache)[logits_for])
+    """Logits of the rows `logits_for`, or of all; keys and values of all rows are in the cache afterwards."""
+    hidden = hidden_states(model, batch, cache)
+    return model.head(hidden if logits_for is None else hidden[logits_for])
 
 
 def hidden_states(model: LlamaModel, batch: Batch, cache: KVCache) -> Hidden:

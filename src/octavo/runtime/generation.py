@@ -1,15 +1,17 @@
 """One sequence, token after token: prompt in, ids out, and ids to text that may be shown at once."""
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 
 from octavo.errors import UsageError
-from octavo.model.kv_cache import make_cache, one_sequence
-from octavo.model.llama import LlamaModel, forward
+from octavo.model.kv_cache import KVCache, make_cache, one_sequence
+from octavo.model.llama import LlamaModel, hidden_states
 from octavo.model.tokenizer import TextStream
+from octavo.runtime.capture import capture_for
+from octavo.runtime.decoding import Decoder, Emitted
 from octavo.runtime.params import SamplingParams
-from octavo.runtime.sampling import next_token
 
 PREFILL_CHUNK = 512  # rows per forward pass of a prompt; bounds its memory, not its result
 
@@ -30,28 +32,45 @@ def generate_tokens(
         raise UsageError("the prompt is empty and this model's tokenizer adds no start token; give some text")
     if len(prompt) >= context:
         raise UsageError(f"the prompt has {len(prompt)} tokens but the model's context is {context}; shorten it")
-    generator = torch.Generator(device=model.device)
-    if params.seed is None:
-        generator.seed()
-    else:
-        generator.manual_seed(params.seed)
-    capacity = min(context, len(prompt) + max_new_tokens)
+    limit = min(context - len(prompt), max_new_tokens)
+    return _until_end(_endless(model, prompt, params, limit), frozenset(end_ids))
+
+
+def _endless(model: LlamaModel, prompt: Sequence[int], params: SamplingParams, limit: int) -> Iterator[int]:
+    """`limit` ids, whatever they are.
+
+    All but the prompt's last token are read in chunks; the decoder begins with that one. On a GPU a step is under
+    way while the host looks at the token before it.
+    """
+    capacity = len(prompt) + limit
     cache = make_cache(model.config, 1, capacity, model.device, model.dtype)
-    history, pending = list(prompt), list(prompt)
-    ends = frozenset(end_ids)
-    while len(history) < capacity:
-        with torch.inference_mode():
-            for start in range(0, len(pending), PREFILL_CHUNK):
-                chunk = torch.tensor(pending[start : start + PREFILL_CHUNK], device=model.device)
-                cached = len(history) - len(pending) + start
-                last = torch.tensor([len(chunk) - 1], device=model.device)
-                logits = forward(model, one_sequence(chunk, cached, capacity), cache, last)
-            token = next_token(logits[0], history, params, generator)
+    with torch.inference_mode():
+        prefill(model, prompt[:-1], cache)
+        decoder = Decoder(model, cache, rows=1, pages=1, capture=capture_for(model.device))
+        decoder.admit(prompt[-1], prompt[:-1], [0], params)
+    ahead = 1 if model.device.type == "cuda" else 0
+    on_their_way: deque[Emitted] = deque()
+    started = 0
+    for _ in range(limit):
+        while started < limit and len(on_their_way) <= ahead:
+            with torch.inference_mode():
+                on_their_way.append(decoder.step())
+            started += 1
+        yield on_their_way.popleft().read()[0]
+
+
+def prefill(model: LlamaModel, tokens: Sequence[int], cache: KVCache) -> None:
+    """Bring tokens into an empty cache of one page."""
+    for start in range(0, len(tokens), PREFILL_CHUNK):
+        chunk = torch.tensor(tokens[start : start + PREFILL_CHUNK], device=model.device)
+        hidden_states(model, one_sequence(chunk, start, cache.page_size), cache)
+
+
+def _until_end(tokens: Iterable[int], ends: frozenset[int]) -> Iterator[int]:
+    for token in tokens:
         if token in ends:
             return
         yield token
-        history.append(token)
-        pending = [token]
 
 
 def text_of(tokens: Iterable[int], text_stream: TextStream) -> Iterator[str]:
