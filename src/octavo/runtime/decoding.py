@@ -114,19 +114,20 @@ class Decoder:
 
     def step(self) -> Emitted:
         """Advance every row by one token."""
-        bucket, drawing = bucket_for(len(self.params), len(self.state.tokens)), drawing_of(self.params)
-        if (bucket, drawing) not in self._steps:
-            self.prepare(bucket, drawing)
-        self._steps[bucket, drawing]()
+        bucket = bucket_for(len(self.params), len(self.state.tokens))
+        self.prepared_step(bucket, drawing_of(self.params))()
         return self._emit(len(self.params))
 
-    def prepare(self, bucket: int, drawing: Drawing) -> None:
-        """Capture the step of a bucket; rows that hold a sequence stay as they are."""
-        state = self.state.first(bucket)
-        kept = [tensor.clone() for tensor in _row_tensors(state)]
-        self._steps[bucket, drawing] = self._capture(lambda: decode_step(self.model, self.cache, state, drawing))
-        for tensor, before in zip(_row_tensors(state), kept, strict=True):
-            tensor.copy_(before)
+    def prepared_step(self, bucket: int, drawing: Drawing) -> Step:
+        """The step of a bucket, captured when it is first asked for; that moves no sequence."""
+        if (bucket, drawing) not in self._steps:
+            state = self.state.first(bucket)
+            kept = [tensor.clone() for tensor in _row_tensors(state)]
+            step = self._capture(lambda: decode_step(self.model, self.cache, state, drawing))
+            for tensor, before in zip(_row_tensors(state), kept, strict=True):
+                tensor.copy_(before)
+            self._steps[bucket, drawing] = step
+        return self._steps[bucket, drawing]
 
     def _emit(self, rows: int) -> Emitted:
         tokens, broken = self.state.tokens[:rows], self.state.broken[:rows]
