@@ -8,7 +8,8 @@ from octavo.errors import UsageError
 
 STORABLE_BITS = (2, 3, 4, 8)
 
-Layout = Literal["gptq", "gptq_v2"]  # on disk; version 1 stores each zero minus one
+Layout = Literal["gptq", "gptq_v2", "compressed-tensors"]  # what is written; gptq stores each zero minus one
+ConversionTarget = Literal[Layout, "dense"]  # what a conversion may make of quantized linears
 
 
 @dataclass(frozen=True)

@@ -1,47 +1,20 @@
 """Quantized linears on disk: bytes from the specification, and files that contradict themselves."""
 
-import json
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from octavo.checkpoint.formats import (
-    FileQuantization,
-    decode_linear,
-    encode_linear,
-    linear_specs,
-    quantization_config,
-    read_quantization,
-)
-from octavo.errors import CheckpointError, UnsupportedModelError
-from octavo.schemes import QuantScheme, SchemePlan, SchemeRule
-from octavo.weights import QuantizedWeight, sequential_groups
-
-
-def quantized(rows, columns, scheme, seed=0, smallest_zero=1):
-    generator = torch.Generator().manual_seed(seed)
-    groups = scheme.groups(columns)
-    zeros = torch.randint(smallest_zero, 2**scheme.bits, (rows, groups), generator=generator)
-    return QuantizedWeight(
-        codes=torch.randint(0, 2**scheme.bits, (rows, columns), generator=generator).to(torch.uint8),
-        scales=(torch.rand(rows, groups, generator=generator) + 0.01).to(torch.float16),
-        zeros=(torch.full_like(zeros, scheme.middle) if scheme.symmetric else zeros).to(torch.int16),
-        group_of_column=sequential_groups(columns, scheme.group_size),
-        scheme=scheme,
-    )
+from octavo.checkpoint.configuration import FileQuantization
+from octavo.checkpoint.formats import decode_linear, encode_linear, linear_specs
+from octavo.errors import CheckpointError
+from octavo.schemes import QuantScheme
+from octavo.weights import QuantizedWeight
+from stored_linears import quantized, same
 
 
 def file_of(scheme, layout="gptq", mixed=False):
-    return FileQuantization(layout, scheme, mixed, lm_head=False)
-
-
-def same(first, second):
-    return first.scheme == second.scheme and all(
-        torch.equal(getattr(first, name), getattr(second, name))
-        for name in ("codes", "scales", "zeros", "group_of_column")
-    )
+    return FileQuantization(layout, scheme, mixed)
 
 
 # Two outputs, four inputs in two groups of two, 8 bits; by hand from the table of docs/formats.md.
@@ -92,7 +65,7 @@ def test_round_trip(bits, group_size, symmetric, layout, rows, columns, shuffled
         order = torch.randperm(columns, generator=torch.Generator().manual_seed(columns))
         weight = QuantizedWeight(weight.codes, weight.scales, weight.zeros, weight.group_of_column[order], scheme)
     tensors = encode_linear("p", weight, layout)
-    for spec in linear_specs("p", (rows, columns), scheme):
+    for spec in linear_specs("p", (rows, columns), scheme, layout):
         assert (spec.dtype, spec.shape) == (tensors[spec.name].dtype, tuple(tensors[spec.name].shape))
     assert same(decode_linear("p", tensors, (rows, columns), file_of(scheme, layout)), weight)
 
@@ -135,55 +108,3 @@ def test_contradictions_are_named(suffix, damage, sentence):
     tensors[f"p.{suffix}"] = damage(tensors[f"p.{suffix}"])
     with pytest.raises(CheckpointError, match=sentence):
         decode_linear("p", tensors, (8, 64), file_of(scheme))
-
-
-def test_the_configuration_block_and_back(tmp_path):
-    plan = SchemePlan(
-        QuantScheme(4, 128, True),
-        (SchemeRule("down_proj", QuantScheme(8, None, True)), SchemeRule("layers.0.*", None)),
-        lm_head=QuantScheme(8, 128, True),
-    )
-    block = quantization_config(plan, "gptq", desc_act=False, meta={"quantizer": ["octavo:1"]})
-    assert block == {
-        "quant_method": "gptq",
-        "bits": 4,
-        "group_size": 128,
-        "sym": True,
-        "desc_act": False,
-        "lm_head": True,
-        "checkpoint_format": "gptq",
-        "pack_dtype": "int32",
-        "dynamic": {
-            r"+:(.*\.)?down_proj$": {"bits": 8, "group_size": -1, "sym": True},
-            r"-:(.*\.)?layers\.0\..*$": {},
-            "+:lm_head$": {"bits": 8, "group_size": 128, "sym": True},
-        },
-        "meta": {"quantizer": ["octavo:1"]},
-    }
-    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": block}))
-    assert read_quantization(tmp_path) == FileQuantization("gptq", plan.default, mixed=True, lm_head=True)
-
-
-@pytest.mark.parametrize(
-    ("block", "error", "sentence"),
-    [
-        ({"quant_method": "awq", "bits": 4}, UnsupportedModelError, "'awq'"),
-        ({"bits": 4, "group_size": 128, "checkpoint_format": "marlin"}, UnsupportedModelError, "'marlin'"),
-        ({"bits": 5, "group_size": 128}, CheckpointError, "5 bits cannot be stored"),
-        ({"bits": 4, "group_size": 0}, CheckpointError, "group size 0"),
-        ({"bits": "4", "group_size": 128}, CheckpointError, "lacks usable bits"),
-        ({"bits": True, "group_size": 128}, CheckpointError, "lacks usable bits"),
-        ([], CheckpointError, "no object"),
-    ],
-)
-def test_configurations_we_cannot_read_are_refused(tmp_path, block, error, sentence):
-    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": block}))
-    with pytest.raises(error, match=sentence):
-        read_quantization(tmp_path)
-
-
-def test_quantize_config_beside_a_config_without_one(tmp_path):
-    (tmp_path / "config.json").write_text("{}")
-    assert read_quantization(tmp_path) is None
-    (tmp_path / "quantize_config.json").write_text('{"bits": 4, "group_size": -1, "sym": false}')
-    assert read_quantization(tmp_path) == FileQuantization("gptq", QuantScheme(4, None, False), False, False)

@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -38,6 +38,11 @@ DTYPE_NAMES = {
     torch.bool: "BOOL",
 }
 DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
+
+
+Progress = Callable[
+    [str, int, int], None
+]  # the name of what was written, how many are done, and how many there are
 
 
 @dataclass(frozen=True)
@@ -132,11 +137,22 @@ def tensor_files(folder: Path) -> list[Path]:
         raise CheckpointError(f"{index} has no usable weight_map; fetch it again")
     names = sorted(set(weight_map.values()))
     for name in names:
-        if Path(name).name != name:
+        if Path(name).name != name or name in ("", ".."):
             raise CheckpointError(f"{index} names {name!r}, which is not a file of the folder itself")
         if not (folder / name).exists():
             raise CheckpointError(f"shard {name} is missing from {folder}; fetch it again")
+        if _leads_outside(folder / name):
+            raise CheckpointError(
+                f"{index} names {name}, a link that leads out of the folder; copy the file instead"
+            )
     return [folder / name for name in names]
+
+
+def _leads_outside(path: Path) -> bool:
+    """Whether a file is a link to elsewhere; the hub's cache keeps its files in `blobs`, beside `snapshots`."""
+    home, target = path.parent.resolve(), path.resolve().parent
+    blobs = home.parent.parent / "blobs"
+    return target != home and not (home.parent.name == "snapshots" and target == blobs)
 
 
 class ShardWriter:
@@ -238,8 +254,15 @@ def _offsets(specs: Sequence[TensorSpec]) -> Iterator[tuple[int, int]]:
 
 def tensor_bytes(tensor: Tensor) -> bytes | memoryview:
     """The elements of a tensor in row-major order, little-endian."""
-    elements = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    stored = tensor.detach().cpu().contiguous()
+    # A dimension of one element may keep any stride, which a view as bytes would trip over.
+    elements = stored.as_strided((stored.numel(),), (1,)).view(torch.uint8).numpy()
     return memoryview(elements)  # type: ignore[arg-type]
+
+
+def in_order(unit: Sequence[TensorSpec]) -> list[TensorSpec]:
+    """The tensors of a unit as they stand in a file: those of wider elements first, so that all are aligned."""
+    return sorted(unit, key=lambda spec: (-spec.dtype.itemsize, spec.name))
 
 
 def plan_shards(units: Sequence[Sequence[TensorSpec]], max_shard_size: int) -> dict[str, list[TensorSpec]]:
@@ -252,7 +275,7 @@ def plan_shards(units: Sequence[Sequence[TensorSpec]], max_shard_size: int) -> d
     shards: list[list[TensorSpec]] = [[]]
     filled = 0
     for unit in units:
-        ordered = sorted(unit, key=lambda spec: (-spec.dtype.itemsize, spec.name))
+        ordered = in_order(unit)
         size = sum(spec.bytes for spec in ordered)
         aligned = filled % ordered[0].dtype.itemsize == 0
         if filled and (filled + size > max_shard_size or not aligned):
@@ -286,18 +309,46 @@ def write_checkpoint(
     specs: Sequence[TensorSpec],
     load: Callable[[str], Tensor],
     max_shard_size: int,
+    progress: Progress | None = None,
 ) -> dict[str, str]:
     """Stream tensors into a folder, one in memory at a time; the sha256 of each file written."""
     widest_first = sorted(specs, key=lambda spec: -spec.dtype.itemsize)
-    shards = plan_shards([[spec] for spec in widest_first], max_shard_size)
-    hashes = {}
-    for file, contents in shards.items():
-        writer = ShardWriter(folder / file, contents)
-        try:
-            for spec in contents:
-                writer.write(spec.name, load(spec.name))
-            hashes[file] = writer.finish()
-        finally:
+    units = {spec.name: [spec] for spec in widest_first}
+    return write_units(folder, units, lambda name: {name: load(name)}, max_shard_size, progress)
+
+
+def write_units(
+    folder: Path,
+    units: Mapping[str, Sequence[TensorSpec]],
+    load: Callable[[str], Mapping[str, Tensor]],
+    max_shard_size: int,
+    progress: Progress | None = None,
+) -> dict[str, str]:
+    """Stream units of tensors into a folder, one unit in memory at a time; the sha256 of each file written.
+
+    `progress` is told the name of each unit, how many are done by then, and how many there are.
+    """
+    shards = plan_shards(list(units.values()), max_shard_size)
+    home = {spec.name: file for file, specs in shards.items() for spec in specs}
+    hashes: dict[str, str] = {}
+    writer: ShardWriter | None = None
+    try:
+        for number, (unit, specs) in enumerate(units.items(), start=1):
+            path = folder / home[specs[0].name]
+            if writer is None or writer.path != path:
+                if writer is not None:
+                    hashes[writer.path.name] = writer.finish()
+                writer = ShardWriter(path, shards[path.name])
+            tensors = load(unit)
+            for spec in in_order(specs):
+                writer.write(spec.name, tensors[spec.name])
+            del tensors  # before the next ones are loaded
+            if progress is not None:
+                progress(unit, number, len(units))
+        if writer is not None:
+            hashes[writer.path.name] = writer.finish()
+    finally:
+        if writer is not None:
             writer.close()
     write_index(folder, shards)
     return hashes

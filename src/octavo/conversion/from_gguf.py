@@ -17,9 +17,11 @@ from torch import Tensor
 
 from octavo.checkpoint.gguf import GgufFile, read_gguf
 from octavo.checkpoint.tensors import TensorSpec, write_checkpoint
+from octavo.conversion.destination import DEFAULT_SHARD_SIZE, claim
 from octavo.conversion.gguf_tokenizer import rebuild_tokenizer
-from octavo.errors import CheckpointError, NumericalError, OutputError, UnsupportedModelError, UsageError
-from octavo.model.config import LlamaConfig, config_from_values
+from octavo.conversion.rotary import halves
+from octavo.errors import CheckpointError, NumericalError, UnsupportedModelError, UsageError
+from octavo.model.config import LlamaConfig, RopeScaling, config_from_values
 from octavo.model.load import (
     EMBEDDING,
     FINAL_NORM,
@@ -27,13 +29,16 @@ from octavo.model.load import (
     LINEARS,
     NORMS,
     block_prefix,
+    has_bias,
     linear_shapes,
     norm_shapes,
 )
 from octavo.records import write_json
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-DEFAULT_SHARD_SIZE = 5 * 10**9  # bytes
+
+# Hugging Face's class by llama.cpp's architecture; Mistral's files call themselves llama.
+ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}
 
 # The fields of a network that are understood here; any other could change what it computes.
 NETWORK_FIELDS = frozenset(
@@ -126,7 +131,7 @@ def convert_gguf(
             progress(name, numbers[name], len(weights))
         return tensor
 
-    _claim(folder)
+    claim(folder)
     specs = [TensorSpec(weight.name, dtype, weight.shape) for weight in weights.values()]
     write_checkpoint(folder, specs, load, max_shard_size)
     write_json(folder / "tokenizer.json", tokenizer.json)
@@ -139,39 +144,43 @@ def convert_gguf(
 
 def _refuse_other_networks(file: GgufFile) -> None:
     architecture = file.require("general.architecture", str)
-    if architecture != "llama":
-        raise UnsupportedModelError(f"{file.path} has the architecture {architecture}; only llama is converted")
+    if architecture not in ARCHITECTURES:
+        raise UnsupportedModelError(
+            f"{file.path} has the architecture {architecture}; converted are {' and '.join(ARCHITECTURES)}"
+        )
     if file.get("split.count", int, 1) > 1:
         raise UnsupportedModelError(
             f"{file.path} is one part of several; merge them with llama-gguf-split --merge"
         )
     for key in file.metadata:
-        if key.startswith("llama.") and key.removeprefix("llama.") not in NETWORK_FIELDS:
-            raise UnsupportedModelError(f"{file.path} has the field {key}, which no plain LLaMA has")
+        prefix, _, field = key.partition(".")
+        if prefix == architecture and field not in NETWORK_FIELDS:
+            raise UnsupportedModelError(f"{file.path} has the field {key}, which no plain {architecture} has")
 
 
 def _config_values(file: GgufFile, vocabulary_size: int, dtype: torch.dtype) -> dict[str, Any]:
     """What config.json says, but for the ids of special tokens."""
-    hidden_size = file.require("llama.embedding_length", int)
-    heads = file.require("llama.attention.head_count", int)
-    head_dim = file.get("llama.attention.key_length", int, hidden_size // max(heads, 1))
-    for key in ("llama.attention.value_length", "llama.rope.dimension_count"):
+    architecture = file.require("general.architecture", str)
+    hidden_size = file.require(_key(file, "embedding_length"), int)
+    heads = file.require(_key(file, "attention.head_count"), int)
+    head_dim = file.get(_key(file, "attention.key_length"), int, hidden_size // max(heads, 1))
+    for key in (_key(file, "attention.value_length"), _key(file, "rope.dimension_count")):
         if file.get(key, int, head_dim) != head_dim:
             raise UnsupportedModelError(f"{key} in {file.path} is not the width of a head, {head_dim}")
-    theta = _decimal(file.get("llama.rope.freq_base", float, 10000.0))
+    theta = _decimal(file.get(_key(file, "rope.freq_base"), float, 10000.0))
     return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        "architectures": [ARCHITECTURES[architecture]],
+        "model_type": architecture,
         "vocab_size": vocabulary_size,
         "hidden_size": hidden_size,
-        "intermediate_size": file.require("llama.feed_forward_length", int),
-        "num_hidden_layers": file.require("llama.block_count", int),
+        "intermediate_size": file.require(_key(file, "feed_forward_length"), int),
+        "num_hidden_layers": file.require(_key(file, "block_count"), int),
         "num_attention_heads": heads,
-        "num_key_value_heads": file.get("llama.attention.head_count_kv", int, heads),
+        "num_key_value_heads": file.get(_key(file, "attention.head_count_kv"), int, heads),
         "head_dim": head_dim,
         "hidden_act": "silu",
-        "max_position_embeddings": file.require("llama.context_length", int),
-        "rms_norm_eps": _decimal(file.require("llama.attention.layer_norm_rms_epsilon", float)),
+        "max_position_embeddings": file.require(_key(file, "context_length"), int),
+        "rms_norm_eps": _decimal(file.require(_key(file, "attention.layer_norm_rms_epsilon"), float)),
         "rope_theta": theta,
         "rope_scaling": _rope_scaling(file, theta, head_dim),
         "attention_bias": False,
@@ -181,14 +190,21 @@ def _config_values(file: GgufFile, vocabulary_size: int, dtype: torch.dtype) -> 
     }
 
 
+def _key(file: GgufFile, field: str) -> str:
+    """The name of a field of the network, which begins with that of the architecture."""
+    return f"{file.require('general.architecture', str)}.{field}"
+
+
 def _decimal(value: float) -> float:
     """The shortest decimal number that is this float32: 1e-05, where the file's nearest is 9.99999974e-06."""
     return float(str(np.float32(value)))
 
 
 def _rope_scaling(file: GgufFile, theta: float, head_dim: int) -> dict[str, Any] | None:
-    factor = file.get("llama.rope.scaling.factor", float, None)
-    kind = file.get("llama.rope.scaling.type", str, "linear")  # llama.cpp's default too, where there is a factor
+    factor = file.get(_key(file, "rope.scaling.factor"), float, None)
+    kind = file.get(
+        _key(file, "rope.scaling.type"), str, "linear"
+    )  # llama.cpp's default too, where there is a factor
     has_factors = ROPE_FACTORS in file.tensors
     if kind not in ("none", "linear", "yarn") or (has_factors and factor is not None):
         raise UnsupportedModelError(f"{file.path} scales its rotary embedding as {kind}, which is not converted")
@@ -198,7 +214,7 @@ def _rope_scaling(file: GgufFile, theta: float, head_dim: int) -> dict[str, Any]
         return None
     scaling: dict[str, Any] = {"rope_type": kind, "factor": _decimal(factor)}
     if kind == "yarn":
-        context = file.require("llama.rope.scaling.original_context_length", int)
+        context = file.require(_key(file, "rope.scaling.original_context_length"), int)
         scaling["original_max_position_embeddings"] = context
     return scaling
 
@@ -206,41 +222,49 @@ def _rope_scaling(file: GgufFile, theta: float, head_dim: int) -> dict[str, Any]
 def _llama3_scaling(file: GgufFile, theta: float, head_dim: int) -> dict[str, Any]:
     """The settings from which the tensor of factors was computed; it is computed again to be sure of them."""
     factors = file.load(ROPE_FACTORS)
-    factor = factors.max().item()
+    scaling = RopeScaling(
+        "llama3", factors.max().item(), LLAMA3_CONTEXT, LLAMA3_LOW_FREQUENCY, LLAMA3_HIGH_FREQUENCY
+    )
     # The shape comes first: a width of a head that no tensor confirms may be absurd.
     as_llama3 = factors.shape == (head_dim // 2,) and torch.allclose(
-        factors, _llama3_factors(theta, head_dim, factor), rtol=1e-4
+        factors, llama3_factors(theta, head_dim, scaling), rtol=1e-4
     )
     if not as_llama3:
         raise UnsupportedModelError(f"{ROPE_FACTORS} in {file.path} does not scale frequencies as Llama 3 does")
     return {
         "rope_type": "llama3",
-        "factor": _decimal(factor),
+        "factor": _decimal(scaling.factor),
         "low_freq_factor": LLAMA3_LOW_FREQUENCY,
         "high_freq_factor": LLAMA3_HIGH_FREQUENCY,
         "original_max_position_embeddings": LLAMA3_CONTEXT,
     }
 
 
-def _llama3_factors(theta: float, head_dim: int, factor: float) -> Float32[Tensor, " pairs"]:
+def llama3_factors(theta: float, head_dim: int, scaling: RopeScaling) -> Float32[Tensor, " pairs"]:
     """By what each frequency is divided: `factor` for slow ones, 1 for fast ones, in between by their turns."""
     frequencies = theta ** -(torch.arange(0, head_dim, 2) / head_dim)
-    turns = LLAMA3_CONTEXT * frequencies / (2 * math.pi)
-    fast = (turns - LLAMA3_LOW_FREQUENCY) / (LLAMA3_HIGH_FREQUENCY - LLAMA3_LOW_FREQUENCY)
-    fast = fast.clamp(0, 1)
-    return 1 / ((1 - fast) / factor + fast)
+    turns = scaling.original_context * frequencies / (2 * math.pi)
+    slow, quick = scaling.low_frequency_factor, scaling.high_frequency_factor
+    fast = ((turns - slow) / (quick - slow)).clamp(0, 1)
+    return 1 / ((1 - fast) / scaling.factor + fast)
 
 
 def _llama_weights(config: LlamaConfig) -> Iterator[_Weight]:
     vocabulary = (config.vocabulary_size, config.hidden_size)
     modules = LINEARS | NORMS
     shapes: dict[str, tuple[int, ...]] = {**linear_shapes(config), **norm_shapes(config)}
-    rotary_heads = {"query": config.heads, "key": config.kv_heads}
+    # llama.cpp turns neighbouring rows of llama, and halves of a head of the other architectures.
+    interleaved = config.architecture == "LlamaForCausalLM"
+    rotary_heads = {"query": config.heads, "key": config.kv_heads} if interleaved else {}
     yield _Weight(f"{EMBEDDING}.weight", "token_embd.weight", vocabulary)
     for layer in range(config.layers):
         for field, source in BLOCK_TENSORS.items():
             name, stored = f"{block_prefix(layer)}.{modules[field]}.weight", f"blk.{layer}.{source}.weight"
             yield _Weight(name, stored, shapes[field], rotary_heads.get(field, 0))
+            if has_bias(config, field):
+                yield _Weight(
+                    f"{block_prefix(layer)}.{modules[field]}.bias", f"blk.{layer}.{source}.bias", shapes[field][:1]
+                )
     yield _Weight(f"{FINAL_NORM}.weight", "output_norm.weight", (config.hidden_size,))
     if not config.tied_embeddings:
         yield _Weight(f"{HEAD}.weight", HEAD_TENSOR, vocabulary)
@@ -266,29 +290,8 @@ def _checked_weights(file: GgufFile, config: LlamaConfig) -> list[_Weight]:
 def _load(file: GgufFile, weight: _Weight, dtype: torch.dtype) -> Float[Tensor, "..."]:
     values = file.load(weight.source)
     if weight.rotary_heads:
-        values = _halves(values, weight.rotary_heads)
+        values = halves(values, weight.rotary_heads)
     converted = values.to(dtype)
     if not converted.isfinite().all():
         raise NumericalError(f"tensor {weight.source} of {file.path} is too large for {dtype}; choose float32")
     return converted
-
-
-def _halves(
-    interleaved: Float32[Tensor, "out_features in_features"], heads: int
-) -> Float32[Tensor, "out_features in_features"]:
-    """Rows in the order of Hugging Face's rotary embedding.
-
-    It turns row i of a head with row i + head_dim / 2, where llama.cpp turns row 2i with row 2i + 1.
-    """
-    pairs = interleaved.reshape(heads, -1, 2, interleaved.shape[-1])
-    return pairs.transpose(1, 2).reshape(interleaved.shape)
-
-
-def _claim(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        occupied = any(folder.iterdir())
-    except OSError as error:
-        raise OutputError(f"{folder} cannot be made: {error.strerror}; choose another place") from error
-    if occupied:
-        raise OutputError(f"{folder} is not empty; empty it or choose another place")

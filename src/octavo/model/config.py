@@ -124,7 +124,7 @@ def config_from_values(values: dict[str, Any], path: Path) -> LlamaConfig:
     fields = _Fields(path, values)
     architectures = values.get("architectures")
     architecture = architectures[0] if isinstance(architectures, list) and architectures else None
-    if architecture not in FAMILIES:
+    if not isinstance(architecture, str) or architecture not in FAMILIES:
         raise UnsupportedModelError(
             f"{path} describes architecture {architecture!r}; Octavo runs {', '.join(FAMILIES)}"
         )
