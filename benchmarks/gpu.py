@@ -49,6 +49,7 @@ def main() -> int:
         "4-bit": lambda: list(decode(Storage(FOUR), FULL)),
         "products": lambda: list(gpu_speed.sweep(_gpu_kernels(dispatch.KERNELS), (8, 4), (1, 4, 16, 32, 64))),
         "act-order": lambda: list(decode(Storage(EIGHT, act_order=True), SHORT)),
+        "profile": lambda: list(profile()),
         "dense": lambda: list(decode(Storage(None), FULL)),
     }
     if given.section:
@@ -101,6 +102,16 @@ def decode(storage: Storage, cases: list[tuple[int, int]]) -> Iterator[Results]:
     for length in (512, 2048):
         yield gpu_speed.prefill(model, storage, length)
     yield {"stored": str(storage), "peak_memory_bytes": torch.cuda.max_memory_allocated()}
+
+
+def profile() -> Iterator[Results]:
+    """Where the time of a decode step goes, kernel by kernel."""
+    (kernel,) = _gpu_kernels(dispatch.BLOCK_KERNELS)
+    for storage in (Storage(EIGHT), Storage(FOUR)):
+        model = gpu_speed.build(kernel, storage)
+        for sequences in (1, 32):
+            yield from gpu_speed.profile(model, storage, sequences, 512)
+        del model
 
 
 def correctness(model: Path | None) -> list[Results]:

@@ -1,6 +1,7 @@
 """Every kernel on the card against float64, on random data, with outputs poisoned beforehand."""
 
 import itertools
+import random
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -35,35 +36,35 @@ SMALL = replace(
     windows=(None,),
 )
 PAGE = 16
+DTYPES = (torch.float16, torch.bfloat16)
+ROWS = (1, 2, 5, 8, 17, 33, 128, 600)
+LINEAR_CASES, BLOCK_CASES = 36, 12
 Row = dict[str, Any]
 
 
 def linears(kernels: tuple[ModuleType, ...]) -> Iterator[Row]:
-    """Products of all schemes and many shapes."""
+    """Products of schemes, shapes and rows drawn at random: each combination is another compilation."""
     schemes = itertools.product((8, 4, 3, 2), (128, 32, None), (True, False), (False, True))
     shapes = ((512, 1024), (300, 577), (5120, 5120))
-    for kernel, (bits, group, symmetric, act_order) in itertools.product(kernels, schemes):
-        for outputs, inputs in shapes if (bits in (8, 4) and group == 128) else shapes[:2]:
-            storage = Storage(QuantScheme(bits, group, symmetric), act_order)
-            order = torch.randperm(inputs, device=DEVICE) if act_order else None
-            weight = random_weight(outputs, inputs, storage, order)
-            assert isinstance(weight, QuantizedWeight)
-            if kernel.why_not(weight, DEVICE) is None:
-                yield from _linear(kernel, weight, str(storage))
-
-
-def _linear(kernel: ModuleType, weight: QuantizedWeight, label: str) -> Iterator[Row]:
-    exact = dequantize(weight, torch.float64)
-    for dtype in (torch.float16, torch.bfloat16):
+    drawn = random.Random(0)
+    cases = drawn.sample(list(itertools.product(schemes, shapes, DTYPES)), LINEAR_CASES)
+    for kernel, ((bits, group, symmetric, act_order), shape, dtype) in itertools.product(kernels, cases):
+        storage = Storage(QuantScheme(bits, group, symmetric), act_order)
+        order = torch.randperm(shape[1], device=DEVICE) if act_order else None
+        weight = random_weight(*shape, storage, order)
+        assert isinstance(weight, QuantizedWeight)
+        if kernel.why_not(weight, DEVICE) is not None:
+            continue
+        exact = dequantize(weight, torch.float64)
         prepared = kernel.prepare(weight, DEVICE, dtype)
-        for rows in (1, 2, 5, 17, 33, 128, 600):
-            inputs = torch.randn(rows, weight.shape[1], device=DEVICE, dtype=dtype)
+        for rows in drawn.sample(ROWS, 3):
+            inputs = torch.randn(rows, shape[1], device=DEVICE, dtype=dtype)
             expected = inputs.double() @ exact.t()
-            poison(rows * weight.shape[0])
+            poison(rows * shape[0])
             error = relative(kernel.matmul(inputs, prepared), expected)
             yield {
                 "kernel": kernel.NAME,
-                "what": f"{label} {list(weight.shape)} × {rows} {dtype}",
+                "what": f"{storage} {list(shape)} × {rows} {dtype}",
                 "error": error,
                 "bound": LINEAR_BOUND[dtype],
             }
@@ -71,14 +72,9 @@ def _linear(kernel: ModuleType, weight: QuantizedWeight, label: str) -> Iterator
 
 def blocks(kernel: ModuleType) -> Iterator[Row]:
     """A whole layer against its twin in float64: several sequences, decode and prefill, windows and groups."""
-    for dtype, scheme, act_order, window in itertools.product(
-        (torch.float16, torch.bfloat16),
-        (None, QuantScheme(8, 128, True), QuantScheme(4, 128, True), QuantScheme(4, 64, False)),
-        (False, True),
-        (None, 20),
-    ):
-        if scheme is None and act_order:
-            continue
+    schemes = (None, QuantScheme(8, 128, True), QuantScheme(4, 128, True), QuantScheme(4, 64, False))
+    cases = list(itertools.product(DTYPES, schemes, (False, True), (None, 20)))
+    for dtype, scheme, act_order, window in random.Random(0).sample(cases, BLOCK_CASES):
         storage = Storage(scheme, act_order, dtype)
         parts, shape = random_block(SMALL, storage), replace(block_shape(SMALL), window=window)
         if kernel.why_not_block(parts, shape, DEVICE, dtype) is not None:

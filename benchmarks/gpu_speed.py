@@ -20,7 +20,7 @@ from gpu_timing import Timing, time_graph, timed
 
 from octavo.model.kv_cache import make_cache, one_sequence
 from octavo.model.llama import FusedBlock, FusedHead, LlamaModel, hidden_states
-from octavo.runtime.capture import capture_for
+from octavo.runtime.capture import capture_for, run_each_time
 from octavo.runtime.decoding import Decoder, bucket_for
 from octavo.runtime.params import SamplingParams
 from octavo.runtime.sampling import drawing_of
@@ -162,6 +162,28 @@ def decode(model: LlamaModel, storage: Storage, sequences: int, context: int) ->
         "tokens_per_second": sequences / timing.median,
         "bytes_per_second": step_bytes(model.config, storage, sequences, context) / timing.median,
     }
+
+
+def profile(model: LlamaModel, storage: Storage, sequences: int, context: int) -> Iterator[Row]:
+    """Where a decode step's time goes: each kernel's launches and microseconds in one step, longest first."""
+    pages_each = context // PAGE + 1
+    cache = make_cache(model.config, 1 + sequences * pages_each, PAGE, DEVICE, model.dtype)
+    with torch.inference_mode():
+        decoder = Decoder(model, cache, sequences, pages_each, run_each_time)
+        for number in range(sequences):
+            pages = [1 + number * pages_each + page for page in range(pages_each)]
+            decoder.admit(5, [7] * context, pages, SamplingParams())
+        decoder.step().read()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+            decoder.step().read()
+    for event in sorted(profiler.key_averages(), key=lambda event: -event.self_device_time_total)[:12]:
+        yield {
+            "stored": str(storage),
+            "sequences": sequences,
+            "launches": event.count,
+            "microseconds": event.self_device_time_total,
+            "name": event.key,
+        }
 
 
 def prefill(model: LlamaModel, storage: Storage, length: int) -> Row:
