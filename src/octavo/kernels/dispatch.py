@@ -11,13 +11,14 @@ from types import ModuleType
 
 import torch
 
-from octavo.kernels import reference
+from octavo.kernels import cpu, cpu_blocks, reference, triton_gpu
 from octavo.kernels.blocks import BlockParts, BlockShape, HeadParts
+from octavo.kernels.cuda import linear as cuda
 from octavo.weights import QuantizedWeight
 
 # In order of preference; these two lines are the whole registry.
-KERNELS: tuple[ModuleType, ...] = (reference,)
-BLOCK_KERNELS: tuple[ModuleType, ...] = ()
+KERNELS: tuple[ModuleType, ...] = (triton_gpu, cuda, cpu, reference)
+BLOCK_KERNELS: tuple[ModuleType, ...] = (triton_gpu, cpu_blocks)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ token before it asks for the next.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Int64
@@ -16,9 +16,10 @@ from octavo.errors import NumericalError
 from octavo.kernels.attention import SequencePages
 from octavo.model.kv_cache import Batch, KVCache
 from octavo.model.llama import LlamaModel, forward
-from octavo.runtime.capture import Capture, Step
+from octavo.runtime.capture import Capture, Step, run_each_time
 from octavo.runtime.params import SamplingParams
 from octavo.runtime.sampling import Drawing, SamplingState, drawing_of, empty_state, next_tokens
+from octavo.runtime.scores import Scores, empty_scores, score
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class DecodeState:
     """Where each row stands: its newest token, that token's position, its pages, and how it is drawn.
 
     `running` is 1 for rows that hold a sequence; the others stay at position 0 of the idle page. `broken` marks
-    rows whose logits were not finite.
+    rows whose logits were not finite. `scores` are of the newest tokens, after a step that was asked for them.
     """
 
     tokens: Int64[Tensor, " rows"]
@@ -36,6 +37,7 @@ class DecodeState:
     row_starts: Int64[Tensor, " rows+1"]
     sampling: SamplingState
     broken: Bool[Tensor, " rows"]
+    scores: Scores
 
     def first(self, rows: int) -> "DecodeState":
         """The first rows, sharing memory."""
@@ -47,31 +49,43 @@ class DecodeState:
             row_starts=self.row_starts[: rows + 1],
             sampling=self.sampling.first(rows),
             broken=self.broken[:rows],
+            scores=self.scores.first(rows),
         )
 
 
 @dataclass(frozen=True)
 class Emitted:
-    """The tokens of one step, on their way to the host."""
+    """The tokens of one step, and their scores if they were asked for, on their way to the host."""
 
     tokens: Int64[Tensor, " rows"]
     broken: Bool[Tensor, " rows"]
+    scores: Scores | None
     arrived: torch.cuda.Event | None
 
     def read(self) -> list[int]:
         """The tokens, once they are here; NumericalError where a row's logits were not finite."""
+        self.wait()
+        if self.broken.any():
+            raise broken_logits()
+        return self.tokens.tolist()
+
+    def wait(self) -> None:
+        """Return when all of it is here."""
         if self.arrived is not None:
             self.arrived.synchronize()
-        if self.broken.any():
-            raise NumericalError("the model's logits hold NaN or Inf; its weights are damaged or overflow")
-        return self.tokens.tolist()
+
+
+def broken_logits() -> NumericalError:
+    """What to raise where logits are not finite."""
+    return NumericalError("the model's logits hold NaN or Inf; its weights are damaged or overflow")
 
 
 class Decoder:
     """Rows of sequences that advance together; the rows in use are always the first.
 
     `rows` is the most sequences at a time, `pages` the most pages of one; `idle_page` is where rows without a
-    sequence write. Steps run in buckets, the powers of two up to `rows`, each captured at its first use.
+    sequence write. Steps that are captured run in buckets, the powers of two up to `rows`, each captured at its
+    first use; others run with as many rows as there are sequences.
     """
 
     def __init__(
@@ -100,6 +114,14 @@ class Decoder:
         state.broken[row] = False
         return row
 
+    def give_page(self, row: int, place: int, page: int) -> None:
+        """The page in which a sequence goes on when the `place` pages before it are full."""
+        self.state.page_table[row, place] = page
+
+    def allow(self, row: int, tokens: Bool[Tensor, " vocabulary"]) -> None:
+        """The tokens that a sequence may draw in the next limited step."""
+        self.state.sampling.allowed[row] = tokens
+
     def release(self, row: int) -> None:
         """Take a sequence out; the last row moves into its place."""
         last = len(self.params) - 1
@@ -112,11 +134,12 @@ class Decoder:
         self.state.positions[last] = 0
         self.state.page_table[last] = self.idle_page
 
-    def step(self) -> Emitted:
-        """Advance every row by one token."""
-        bucket = bucket_for(len(self.params), len(self.state.tokens))
-        self.prepared_step(bucket, drawing_of(self.params))()
-        return self._emit(len(self.params))
+    def step(self, *, limited: bool = False, scored: bool = False) -> Emitted:
+        """Advance every row by one token; `limited` to what is allowed, `scored` with log-probabilities."""
+        rows = len(self.params)
+        bucket = rows if self._capture is run_each_time else bucket_for(rows, len(self.state.tokens))
+        self.prepared_step(bucket, replace(drawing_of(self.params), limited=limited, scored=scored))()
+        return self._emit(rows, scored)
 
     def prepared_step(self, bucket: int, drawing: Drawing) -> Step:
         """The step of a bucket, captured when it is first asked for; that moves no sequence."""
@@ -129,16 +152,20 @@ class Decoder:
             self._steps[bucket, drawing] = step
         return self._steps[bucket, drawing]
 
-    def _emit(self, rows: int) -> Emitted:
-        tokens, broken = self.state.tokens[:rows], self.state.broken[:rows]
-        if self.model.device.type != "cuda":
-            return Emitted(tokens.clone(), broken.clone(), None)
-        on_host = [torch.empty_like(part, device="cpu", pin_memory=True) for part in (tokens, broken)]
-        for destination, part in zip(on_host, (tokens, broken), strict=True):
-            destination.copy_(part, non_blocking=True)
-        arrived = torch.cuda.Event()
-        arrived.record()
-        return Emitted(on_host[0], on_host[1], arrived)
+    def _emit(self, rows: int, scored: bool) -> Emitted:
+        state = self.state.first(rows)
+        parts = [state.tokens, state.broken, *(vars(state.scores).values() if scored else ())]
+        arrived = None
+        if self.model.device.type == "cuda":
+            on_host = [torch.empty_like(part, device="cpu", pin_memory=True) for part in parts]
+            for destination, part in zip(on_host, parts, strict=True):
+                destination.copy_(part, non_blocking=True)
+            arrived = torch.cuda.Event()
+            arrived.record()
+        else:
+            on_host = [part.clone() for part in parts]
+        tokens, broken, *scores = on_host
+        return Emitted(tokens, broken, Scores(*scores) if scored else None, arrived)
 
 
 def decode_step(model: LlamaModel, cache: KVCache, state: DecodeState, drawing: Drawing) -> None:
@@ -159,9 +186,13 @@ def decode_step(model: LlamaModel, cache: KVCache, state: DecodeState, drawing: 
         ),
     )
     logits = forward(model, batch, cache)
-    state.broken.copy_(~torch.isfinite(logits).all(-1) & state.running.bool())
+    # The largest of a row is NaN if any of it is. `max` runs a row on one thread, where `all` and `argmax` wake
+    # torch's own, which then spin on the cores that the native layers want.
+    state.broken.copy_(~torch.isfinite(logits.max(-1).values) & state.running.bool())
     state.positions.add_(state.running)
     state.tokens.copy_(next_tokens(logits, state.sampling, state.positions, drawing))
+    if drawing.scored:
+        state.scores.write(score(logits, state.tokens))
     state.sampling.seen.scatter_(1, state.tokens[:, None], True)
 
 
@@ -182,10 +213,11 @@ def _empty_state(model: LlamaModel, rows: int, pages: int, idle_page: int) -> De
         row_starts=torch.arange(rows + 1, device=model.device),
         sampling=empty_state(rows, model.config.vocabulary_size, model.device),
         broken=torch.zeros(rows, dtype=torch.bool, device=model.device),
+        scores=empty_scores(rows, model.config.vocabulary_size, model.device),
     )
 
 
 def _row_tensors(state: DecodeState) -> list[Tensor]:
     """All that belongs to a row."""
-    sampling = vars(state.sampling).values()
-    return [state.tokens, state.positions, state.running, state.page_table, state.broken, *sampling]
+    drawn = [*vars(state.sampling).values(), *vars(state.scores).values()]
+    return [state.tokens, state.positions, state.running, state.page_table, state.broken, *drawn]

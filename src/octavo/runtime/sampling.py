@@ -22,7 +22,8 @@ RANKED_AT_FIRST = 1024  # on a CPU, a nucleus is looked for among so many before
 class SamplingState:
     """How each row is drawn, as tensors; `seen` marks the tokens of its text so far.
 
-    `top_k` is the size of the vocabulary where it cuts nothing.
+    `top_k` is the size of the vocabulary where it cuts nothing. `allowed` are the tokens that may come next; it
+    counts only in a `Drawing` that is limited.
     """
 
     temperature: Float[Tensor, " rows"]
@@ -32,6 +33,7 @@ class SamplingState:
     repetition_penalty: Float[Tensor, " rows"]
     seed: Int64[Tensor, " rows"]
     seen: Bool[Tensor, "rows vocabulary"]
+    allowed: Bool[Tensor, "rows vocabulary"]
 
     def first(self, rows: int) -> "SamplingState":
         """The first rows, sharing memory."""
@@ -48,18 +50,22 @@ class SamplingState:
         self.seed[row] = secrets.randbits(63) if params.seed is None else params.seed
         self.seen[row] = False
         self.seen[row, torch.tensor(list(history), dtype=torch.int64, device=self.seen.device)] = True
+        self.allowed[row] = True
 
 
 @dataclass(frozen=True)
 class Drawing:
     """What any row of a batch asks for, known to the host: what none asks for is not computed.
 
-    It changes the work, not the result, except that it must not leave out what a row needs.
+    It changes the work, not the result, except that it must not leave out what a row needs. `limited`: some rows
+    may not draw every token; `scored`: some want to know how likely their tokens were.
     """
 
     drawn: bool = True
     cut: bool = True
     penalized: bool = True
+    limited: bool = False
+    scored: bool = False
 
 
 def empty_state(rows: int, vocabulary: int, device: torch.device) -> SamplingState:
@@ -76,6 +82,7 @@ def empty_state(rows: int, vocabulary: int, device: torch.device) -> SamplingSta
         repetition_penalty=filled(1.0),
         seed=torch.zeros(rows, dtype=torch.int64, device=device),
         seen=torch.zeros(rows, vocabulary, dtype=torch.bool, device=device),
+        allowed=torch.ones(rows, vocabulary, dtype=torch.bool, device=device),
     )
 
 
@@ -94,7 +101,9 @@ def next_tokens(
 ) -> Int64[Tensor, " rows"]:
     """The token of each row, which will stand at `positions`; of equally likely ones, greedy takes the first."""
     logits = penalized(logits, state) if drawing.penalized else logits.float()
-    likeliest = logits.argmax(-1)
+    if drawing.limited:
+        logits = logits.masked_fill(~state.allowed, -torch.inf)
+    likeliest = logits.max(-1).indices
     if not drawing.drawn:
         return likeliest
     kept = distribution(logits, state, drawing)

@@ -1,0 +1,330 @@
+// The kernels of matrix.h over the lanes of an instruction set. Included by one source per set.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+#include <utility>
+
+#include "integer_lanes.h"
+#include "matrix.h"
+
+namespace octavo {
+namespace {
+
+constexpr int pairs_of_unit = column_unit / 2;
+constexpr int dense_block = 256;                  // columns whose products are summed apart
+constexpr std::int64_t chunk_bytes = 512 * 1024;  // of encoded rows: they stay in the second-level cache
+constexpr std::int64_t prefetch_bytes = 2048;     // ahead in a panel
+constexpr std::int32_t infinity_bits = 0x7f800000;
+constexpr float smallest_row = 0x1p-100f;  // a row with no larger magnitude counts as zeros
+
+template <class Body, int... index>
+[[gnu::always_inline]] inline void unrolled_over(Body& body, std::integer_sequence<int, index...>) {
+    (body(std::integral_constant<int, index>{}), ...);
+}
+
+// Calls body(0), body(1), … with constants, so that arrays of registers stay registers.
+template <int count, class Body>
+[[gnu::always_inline]] inline void unrolled(Body body) {
+    unrolled_over(body, std::make_integer_sequence<int, count>{});
+}
+
+inline float float_of(std::int32_t bits) {
+    float value;
+    __builtin_memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+// Bits of the largest magnitude of a row; those of Inf or NaN are the largest of all.
+template <class Lanes>
+std::int32_t largest_magnitude_bits(const float* inputs, std::int64_t columns) {
+    auto largest = Lanes::broadcast(0);
+    std::int64_t column = 0;
+    for (; column + panel_outputs <= columns; column += panel_outputs) {
+        largest = Lanes::larger(largest, Lanes::magnitude_bits(Lanes::Floats::load(inputs + column)));
+    }
+    if (column < columns) {
+        const auto rest = Lanes::Floats::load_first(inputs + column, static_cast<int>(columns - column));
+        largest = Lanes::larger(largest, Lanes::magnitude_bits(rest));
+    }
+    return Lanes::largest(largest);
+}
+
+// The inputs of sixteen padded columns.
+template <class Lanes>
+typename Lanes::Floats load_unit(const InputForm& form, const float* inputs, std::int64_t column) {
+    if (form.sources.empty()) {
+        const std::int64_t left = form.columns - column;
+        return left >= column_unit ? Lanes::Floats::load(inputs + column)
+                                   : Lanes::Floats::load_first(inputs + column, static_cast<int>(left));
+    }
+    float gathered[column_unit];
+    const std::int32_t* sources = form.sources.data() + column;
+    for (int i = 0; i < column_unit; ++i) gathered[i] = sources[i] < 0 ? 0.0f : inputs[sources[i]];
+    return Lanes::Floats::load(gathered);
+}
+
+// Inputs times `factor` are rounded to integers; integers times `scale` are the inputs again.
+struct Rounding {
+    float factor, scale;
+};
+
+inline Rounding rounding_for(std::int32_t largest_bits) {
+    constexpr float largest_integer = largest_input;
+    const float largest = float_of(largest_bits);
+    if (largest_bits >= infinity_bits) return {0.0f, __builtin_nanf("")};
+    if (largest < smallest_row) return {0.0f, 0.0f};
+    return {largest_integer / largest, largest / largest_integer};
+}
+
+template <class Lanes>
+void encode_integers(const InputForm& form, const float* inputs, std::int64_t row, Encoded& encoded) {
+    const std::int32_t largest_bits = largest_magnitude_bits<Lanes>(inputs, form.columns);
+    const bool finite = largest_bits < infinity_bits;
+    const Rounding rounding = rounding_for(largest_bits);
+    const auto zeros = Lanes::Floats::broadcast(0.0f), factor = Lanes::Floats::broadcast(rounding.factor);
+    std::int16_t* integers = encoded.integers.data() + row * encoded.columns;
+    std::int64_t column = 0;
+    for (std::int64_t segment = 0; segment < encoded.segments; ++segment) {
+        auto sum = Lanes::broadcast(0);
+        for (; column < form.segment_ends[static_cast<std::size_t>(segment)]; column += column_unit) {
+            // Inf and NaN are no integers, even times zero.
+            const auto values = finite ? load_unit<Lanes>(form, inputs, column) : zeros;
+            const auto rounded = Lanes::round(values * factor);
+            Lanes::store(integers + column, rounded);
+            sum = Lanes::add(sum, rounded);
+        }
+        encoded.sums[row * encoded.segments + segment] = Lanes::sum(sum);
+    }
+    encoded.scales[row] = rounding.scale;
+}
+
+template <class Lanes>
+void encode(const InputForm& form, RowsAt<const float> inputs, Range rows, Encoded& encoded) {
+    for (std::int64_t row = rows.begin; row < rows.end; ++row) {
+        if (form.quantized) {
+            encode_integers<Lanes>(form, inputs[row], row, encoded);
+        } else {
+            float* target = encoded.floats.data() + row * encoded.columns;
+            for (std::int64_t column = 0; column < form.columns; ++column) target[column] = inputs[row][column];
+        }
+    }
+}
+
+// Scales the sums of one panel by those of the rows where there are any, adds the bias, and writes the outputs that
+// exist.
+template <class Lanes>
+void write(const Matrix& matrix, const float (*sums)[panel_outputs], const float* row_scales, int rows,
+           std::int64_t panel, RowsAt<float> outputs) {
+    const std::int64_t first = panel * panel_outputs;
+    for (int row = 0; row < rows; ++row) {
+        auto result = Lanes::Floats::load(sums[row]);
+        if (row_scales != nullptr) result = Lanes::Floats::broadcast(row_scales[row]) * result;
+        if (matrix.bias.size() > 0) result = result + Lanes::Floats::load(matrix.bias.data() + first);
+        if (matrix.outputs - first >= panel_outputs) {
+            result.store(outputs[row] + first);
+        } else {
+            result.store_first(outputs[row] + first, static_cast<int>(matrix.outputs - first));
+        }
+    }
+}
+
+// sum += scale * (products - zero * inputs), for one panel and row of a segment.
+template <class Lanes>
+[[gnu::always_inline]] inline void close_segment(typename Lanes::Integers products, typename Lanes::Integers zeros,
+                                                 typename Lanes::Floats scales, std::int32_t inputs, float* sum) {
+    const auto centered = Lanes::subtract_product(products, zeros, Lanes::broadcast(inputs));
+    (Lanes::Floats::load(sum) + scales * Lanes::to_floats(centered)).store(sum);
+}
+
+template <class Lanes>
+typename Lanes::Integers zeros_of(const Matrix& matrix, std::int64_t panel, std::int64_t segment) {
+    if (matrix.zeros.size() == 0) return Lanes::broadcast(matrix.common_zero);
+    return Lanes::load(matrix.zeros.data() + (panel * matrix.form.segments() + segment) * panel_outputs);
+}
+
+template <class Lanes>
+typename Lanes::Floats scales_of(const Matrix& matrix, std::int64_t panel, std::int64_t segment) {
+    return Lanes::load_float16(matrix.scales.data() + (panel * matrix.form.segments() + segment) * panel_outputs);
+}
+
+// Products of `rows` rows with `panels` panels of codes of `bits` bits.
+template <class Lanes, int bits>
+struct CodesTile {
+    using Integers = typename Lanes::Integers;
+    static constexpr int words_of_unit = bits / 2;    // of 32 bits, for each output
+    static constexpr int fields_of_word = 16 / bits;  // a word is fields of two codes, one in each half
+    static constexpr std::int64_t unit_bytes = words_of_unit * 4 * panel_outputs;
+
+    const Matrix& matrix;
+    const Encoded& encoded;
+
+    template <int rows, int panels>
+    void run(std::int64_t row, std::int64_t panel, RowsAt<float> outputs) const {
+        // Few rows leave registers free: more sums side by side hide the latency of the products.
+        constexpr int strands = rows * panels >= 4 ? 1 : 4 / (rows * panels);
+        alignas(64) float sums[panels][rows][panel_outputs] = {};
+        const std::uint8_t* unit = matrix.values.data() + panel * matrix.panel_bytes();
+        const std::int16_t* inputs = encoded.integers.data() + row * encoded.columns;
+        std::int64_t column = 0;
+        for (std::int64_t segment = 0; segment < encoded.segments; ++segment) {
+            Integers products[panels][rows][strands];
+            unrolled<panels>([&](auto p) {
+                unrolled<rows>([&](auto r) {
+                    unrolled<strands>([&](auto s) { products[p][r][s] = Lanes::broadcast(0); });
+                });
+            });
+            const std::int64_t end = matrix.form.segment_ends[static_cast<std::size_t>(segment)];
+            for (; column < end; column += column_unit, unit += unit_bytes) add_unit(unit, inputs + column, products);
+            close(products, row, panel, segment, sums);
+        }
+        const float* row_scales = encoded.scales.data() + row;
+        for (int p = 0; p < panels; ++p) {
+            write<Lanes>(matrix, sums[p], row_scales, rows, panel + p, {outputs[row], outputs.stride});
+        }
+    }
+
+    // Adds the products of sixteen columns.
+    template <int panels, int rows, int strands>
+    [[gnu::always_inline]] void add_unit(const std::uint8_t* unit, const std::int16_t* inputs,
+                                         Integers (&products)[panels][rows][strands]) const {
+        const std::int64_t panel_bytes = matrix.panel_bytes();
+        unrolled<panels>([&](auto p) { prefetch(unit + p * panel_bytes); });
+        unrolled<pairs_of_unit>([&](auto pair) {
+            Integers codes[panels];
+            unrolled<panels>([&](auto p) { codes[p] = codes_of<pair>(unit + p * panel_bytes); });
+            unrolled<rows>([&](auto r) {
+                const Integers both = Lanes::broadcast_pair(inputs + r * encoded.columns + 2 * pair);
+                unrolled<panels>([&](auto p) {
+                    Integers& sum = products[p][r][pair % strands];
+                    sum = Lanes::dot(sum, codes[p], both);
+                });
+            });
+        });
+    }
+
+    // Scales the products of a segment and adds them to the sums.
+    template <int panels, int rows, int strands>
+    [[gnu::always_inline]] void close(const Integers (&products)[panels][rows][strands], std::int64_t row,
+                                      std::int64_t panel, std::int64_t segment,
+                                      float (&sums)[panels][rows][panel_outputs]) const {
+        unrolled<panels>([&](auto p) {
+            const auto zeros = zeros_of<Lanes>(matrix, panel + p, segment);
+            const auto scales = scales_of<Lanes>(matrix, panel + p, segment);
+            unrolled<rows>([&](auto r) {
+                Integers total = products[p][r][0];
+                unrolled<strands - 1>([&](auto s) { total = Lanes::add(total, products[p][r][s + 1]); });
+                const std::int32_t inputs = encoded.sums[(row + r) * encoded.segments + segment];
+                close_segment<Lanes>(total, zeros, scales, inputs, sums[p][r]);
+            });
+        });
+    }
+
+    // Codes 2 * pair and 2 * pair + 1 of a unit, for each output.
+    template <int pair>
+    [[gnu::always_inline]] static typename Lanes::Integers codes_of(const std::uint8_t* unit) {
+        const auto words = reinterpret_cast<const std::uint32_t*>(unit) + pair / fields_of_word * panel_outputs;
+        return Lanes::template field<pair % fields_of_word * bits, bits>(Lanes::load(words));
+    }
+
+    [[gnu::always_inline]] static void prefetch(const std::uint8_t* unit) {
+        unrolled<words_of_unit>([&](auto line) { __builtin_prefetch(unit + prefetch_bytes + line * 64); });
+    }
+};
+
+// Products of rows with panels of floats.
+template <class Lanes, Storage storage>
+struct DenseTile {
+    using Value = std::conditional_t<storage == Storage::float32, float, std::uint16_t>;
+
+    const Matrix& matrix;
+    const Encoded& encoded;
+
+    template <int rows, int panels>
+    void run(std::int64_t row, std::int64_t panel, RowsAt<float> outputs) const {
+        alignas(64) float sums[panels][rows][panel_outputs] = {};
+        const std::int64_t columns = encoded.columns, panel_size = columns * panel_outputs;
+        const Value* weights = reinterpret_cast<const Value*>(matrix.values.data()) + panel * panel_size;
+        const float* inputs = encoded.floats.data() + row * columns;
+        for (std::int64_t first = 0; first < columns; first += dense_block) {
+            const std::int64_t end = columns - first < dense_block ? columns : first + dense_block;
+            typename Lanes::Floats products[panels][rows];
+            unrolled<panels>([&](auto p) {
+                unrolled<rows>([&](auto r) { products[p][r] = Lanes::Floats::broadcast(0.0f); });
+            });
+            for (std::int64_t column = first; column < end; ++column, weights += panel_outputs) {
+                typename Lanes::Floats values[panels];
+                unrolled<panels>([&](auto p) {
+                    __builtin_prefetch(reinterpret_cast<const char*>(weights + p * panel_size) + prefetch_bytes);
+                    values[p] = load(weights + p * panel_size);
+                });
+                unrolled<rows>([&](auto r) {
+                    const auto input = Lanes::Floats::broadcast(inputs[r * columns + column]);
+                    unrolled<panels>([&](auto p) {
+                        products[p][r] = multiply_add(values[p], input, products[p][r]);
+                    });
+                });
+            }
+            unrolled<panels>([&](auto p) {
+                unrolled<rows>([&](auto r) {
+                    (Lanes::Floats::load(sums[p][r]) + products[p][r]).store(sums[p][r]);
+                });
+            });
+        }
+        for (int p = 0; p < panels; ++p) {
+            write<Lanes>(matrix, sums[p], nullptr, rows, panel + p, {outputs[row], outputs.stride});
+        }
+    }
+
+    [[gnu::always_inline]] static typename Lanes::Floats load(const Value* values) {
+        if constexpr (storage == Storage::float32) return Lanes::Floats::load(values);
+        if constexpr (storage == Storage::float16) return Lanes::load_float16(values);
+        if constexpr (storage == Storage::bfloat16) return Lanes::load_bfloat16(values);
+    }
+};
+
+// All rows with `panels` panels: as many at a time as the registers hold, then halves of that.
+template <int most, int panels, class Tile>
+void run_rows(const Tile& tile, Range rows, std::int64_t panel, RowsAt<float> outputs) {
+    for (; rows.size() >= most; rows.begin += most) tile.template run<most, panels>(rows.begin, panel, outputs);
+    if constexpr (most > 1) {
+        if (rows.size() > 0) run_rows<most / 2, panels>(tile, rows, panel, outputs);
+    }
+}
+
+// Rows go in chunks, so that one chunk stays near while the panels pass by.
+template <class Lanes, class Tile>
+void run_tiles(const Tile& tile, std::int64_t row_bytes, Range rows, Range panels, RowsAt<float> outputs) {
+    constexpr int most = Lanes::most_rows;
+    const std::int64_t fitting = chunk_bytes / (row_bytes + 1) / most * most;
+    const std::int64_t chunk = fitting < 2 * most ? 2 * most : fitting;
+    for (std::int64_t first = rows.begin; first < rows.end; first += chunk) {
+        const Range some{first, rows.end - first < chunk ? rows.end : first + chunk};
+        std::int64_t panel = panels.begin;
+        if constexpr (Lanes::most_panels > 1) {
+            // With fewer rows the weights come straight from memory, and one stream is faster than two.
+            for (; some.size() >= most / 2 && panel + 2 <= panels.end; panel += 2) {
+                run_rows<most, 2>(tile, some, panel, outputs);
+            }
+        }
+        for (; panel < panels.end; ++panel) run_rows<most, 1>(tile, some, panel, outputs);
+    }
+}
+
+template <class Lanes>
+void multiply(const Matrix& matrix, const Encoded& encoded, Range rows, Range panels, RowsAt<float> outputs) {
+    const auto run = [&](const auto& tile, std::int64_t input_bytes) {
+        run_tiles<Lanes>(tile, encoded.columns * input_bytes, rows, panels, outputs);
+    };
+    switch (matrix.storage) {
+        case Storage::codes8: return run(CodesTile<Lanes, 8>{matrix, encoded}, 2);
+        case Storage::codes4: return run(CodesTile<Lanes, 4>{matrix, encoded}, 2);
+        case Storage::codes2: return run(CodesTile<Lanes, 2>{matrix, encoded}, 2);
+        case Storage::float32: return run(DenseTile<Lanes, Storage::float32>{matrix, encoded}, 4);
+        case Storage::float16: return run(DenseTile<Lanes, Storage::float16>{matrix, encoded}, 4);
+        case Storage::bfloat16: return run(DenseTile<Lanes, Storage::bfloat16>{matrix, encoded}, 4);
+    }
+}
+
+}  // namespace
+}  // namespace octavo

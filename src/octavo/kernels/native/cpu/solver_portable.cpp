@@ -1,0 +1,9 @@
+// The kernels of solver.h in portable C++.
+#include "solver_kernels.h"
+
+namespace octavo {
+
+extern const SolverKernels portable_solver_kernels;
+const SolverKernels portable_solver_kernels{add_gram_tiles<PortableFloats>, solve_strip<PortableFloats>};
+
+}  // namespace octavo
