@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from octavo.errors import NumericalError
+from octavo.kernels.solver import GridRule
 from octavo.quantization.gptq import factor_hessian, output_error, round_to_nearest, solve
-from octavo.quantization.grid import min_max_grid, round_to_codes, search_grid
+from octavo.quantization.grid import min_max_grid, round_to_codes, search_grid, shrinks
 from octavo.quantization.recipe import Recipe
 from octavo.schemes import QuantScheme, SchemePlan
 from octavo.weights import QuantizedWeight, dequantize
@@ -165,7 +166,8 @@ def test_grids_hold_their_promises(bits, symmetric, smallest_zero, exponent, sig
         return ((scale[:, None] * (codes - zero[:, None]) - values) ** 2) @ importance
 
     plain = min_max_grid(values, scheme, smallest_zero)
-    searched = search_grid(values, importance, scheme, smallest_zero)
+    rule = GridRule(scheme, True, smallest_zero, shrinks(bits, "hessian"))
+    searched = search_grid(values, importance, rule)
     for scale, zero in (plain, searched):
         assert torch.equal(scale.to(torch.float16).to(scale.dtype), scale)
         assert (scale >= 2.0**-14).all()

@@ -6,18 +6,18 @@ run time ("true sequential").
 """
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from octavo.checkpoint.formats import encode_linear, smallest_zero
 from octavo.errors import NumericalError, UsageError
+from octavo.kernels.stages import Heads
 from octavo.model.kv_cache import KVCache, one_sequence
-from octavo.model.linear import make_linear
-from octavo.model.llama import Block, Step, attend, gated, make_step, rms_norm
+from octavo.model.linear import Linear, make_linear
+from octavo.model.llama import Step, make_step
 from octavo.model.load import (
     EMBEDDING,
     FINAL_NORM,
@@ -26,18 +26,17 @@ from octavo.model.load import (
     NORMS,
     ModelFolder,
     block_prefix,
-    has_bias,
-    linear_shapes,
     norm_shapes,
 )
 from octavo.quantization.calibration import Calibration
-from octavo.quantization.gptq import factor_hessian, output_error, round_to_nearest, solve
+from octavo.quantization.forward import Kept, attend, gate, normalize
+from octavo.quantization.gptq import factor_hessian, round_to_nearest, row_errors, solve
 from octavo.quantization.hessian import hessian_of
 from octavo.quantization.journal import Samples
 from octavo.quantization.recipe import Recipe
 from octavo.records import LinearRecord, QuantizationRecord
 from octavo.schemes import Layout, QuantScheme
-from octavo.weights import DenseWeight, QuantizedWeight
+from octavo.weights import DenseWeight, QuantizedWeight, Weight
 
 # Linears of a stage see the same input and share a Hessian; engines fuse them, so they share a scheme too.
 STAGES = (("query", "key", "value"), ("output",), ("gate", "up"), ("down",))
@@ -60,7 +59,7 @@ class Observer:
         """One linear has its codes."""
 
     def unit_done(self, name: str) -> None:
-        """The embedding, a decoder block or the head is on the disk."""
+        """The embedding, a decoder block or the head is on the disk; told from the thread that writes."""
 
     def finished(self, record: QuantizationRecord) -> None:
         """The result is whole."""
@@ -94,102 +93,104 @@ class UnitSolver:
 
     def quantize(
         self, weights: Mapping[str, DenseWeight], scheme: QuantScheme, inputs: Iterable[Tensor]
-    ) -> dict[str, QuantizedWeight]:
-        """Solve linears that see the same `inputs` together; their codes, by name."""
+    ) -> QuantizedWeight:
+        """Solve linears that see the same `inputs` together; their codes, stacked in the order of `weights`."""
         started = time.perf_counter()
-        dense = {name: weight.values.to(self.job.device, SOLVE_DTYPE) for name, weight in weights.items()}
+        heights = [weight.shape[0] for weight in weights.values()]
+        dense = torch.cat([weight.values.to(self.job.device, SOLVE_DTYPE) for weight in weights.values()])
+        losses: list[float | None] = [None] * len(weights)
+        damping = None
         if self.job.recipe.method == "rtn":
-            zero = smallest_zero(self.job.layout)
-            solved = {name: round_to_nearest(values, scheme, zero) for name, values in dense.items()}
-            losses: Mapping[str, float | None] = dict.fromkeys(solved)
-            damping = None
+            solved = round_to_nearest(dense, scheme, smallest_zero(self.job.layout))
         else:
-            solved, losses, damping = self._solve(dense, scheme, inputs)
-        seconds = time.perf_counter() - started
-        rows = sum(len(values) for values in dense.values())
-        for name, weight in solved.items():
+            recipe = self.job.recipe
+            hessian = hessian_of(inputs, " and ".join(weights))
+            factored = factor_hessian(hessian, recipe.damping, recipe.act_order)
+            solved = solve(dense, factored, scheme, recipe, smallest_zero(self.job.layout))
+            errors = row_errors(dense, solved, hessian)
+            losses = [float(part.sum()) for part in errors.split(heights)]
+            damping = factored.damping
+        seconds = (time.perf_counter() - started) / len(dense)
+        for name, weight, loss in zip(weights, _split(solved, heights), losses, strict=True):
             self.tensors |= encode_linear(name, weight, self.job.layout)
-            record = LinearRecord(name, scheme.bits, scheme.group_size, scheme.symmetric, losses[name], damping)
+            record = LinearRecord(name, scheme.bits, scheme.group_size, scheme.symmetric, loss, damping)
             self.linears.append(record)
-            self.seconds[name] = seconds * weight.shape[0] / rows
+            self.seconds[name] = seconds * weight.shape[0]
             self.job.observer.linear_solved(record, self.seconds[name])
         return solved
 
-    def _solve(
-        self, dense: Mapping[str, Tensor], scheme: QuantScheme, inputs: Iterable[Tensor]
-    ) -> tuple[dict[str, QuantizedWeight], dict[str, float], float]:
-        """GPTQ over the stacked rows of linears with one input."""
-        recipe = self.job.recipe
-        hessian = hessian_of(inputs, " and ".join(dense))
-        factored = factor_hessian(hessian, recipe.damping, recipe.act_order)
-        stacked = solve(torch.cat(list(dense.values())), factored, scheme, recipe, smallest_zero(self.job.layout))
-        solved, losses, first = {}, {}, 0
-        for name, values in dense.items():
-            rows = slice(first, first + len(values))
-            first += len(values)
-            solved[name] = replace(
-                stacked, codes=stacked.codes[rows], scales=stacked.scales[rows], zeros=stacked.zeros[rows]
-            )
-            losses[name] = output_error(values, solved[name], hessian)
-        return solved, losses, factored.damping
+
+def _split(stacked: QuantizedWeight, heights: list[int]) -> Iterator[QuantizedWeight]:
+    """The weights of so many rows each that were stacked."""
+    parts = (stacked.codes.split(heights), stacked.scales.split(heights), stacked.zeros.split(heights))
+    for codes, scales, zeros in zip(*parts, strict=True):
+        yield replace(stacked, codes=codes, scales=scales, zeros=zeros)
 
 
-def quantize_block(job: Job, solver: UnitSolver, layer: int, samples: Samples) -> Samples:
-    """Solve a decoder block stage by stage; its outputs, computed from the quantized weights."""
+def quantize_block(job: Job, solver: UnitSolver, layer: int, samples: Samples) -> None:
+    """Solve a decoder block stage by stage; `samples` become its outputs, computed from the quantized weights.
+
+    Each tensor is replaced, not written to: the former ones may still be on their way to the disk.
+    """
     source, config = job.source, job.source.config
-    for field, shape in norm_shapes(config).items():
-        name = f"{block_prefix(layer)}.{NORMS[field]}.weight"
-        solver.add_dense(name, source.vector(name, shape))
+    norms = {field: source.norm(layer, field) for field in norm_shapes(config)}
+    for field, norm in norms.items():
+        solver.add_dense(f"{block_prefix(layer)}.{NORMS[field]}.weight", norm)
     if job.recipe.method == "rtn":
         for stage in STAGES:
             _solve_stage(job, solver, layer, stage, ())
-        return []
-    block = source.block(layer, job.device, SOLVE_DTYPE)
+        return
+    placed = {field: norm.to(job.device, SOLVE_DTYPE) for field, norm in norms.items()}
+    heads = Heads(
+        heads=config.heads,
+        kv_heads=config.kv_heads,
+        head_dim=config.head_dim,
+        window=config.windows[layer],
+        query_norm=placed.get("query_norm"),
+        key_norm=placed.get("key_norm"),
+        norm_epsilon=config.norm_epsilon,
+    )
     step = _sample_step(job, len(samples[0]))
+    windows = range(len(samples))
 
-    def solved(block: Block, stage: tuple[str, ...], inputs: Iterable[Tensor]) -> Block:
-        return replace(block, **_solve_stage(job, solver, layer, stage, inputs))
+    def normed(field: str, window: int) -> Tensor:
+        return normalize(samples[window], placed[field], config.norm_epsilon)
 
-    def normed(norm: Tensor) -> Iterable[Tensor]:
-        return (rms_norm(sample, norm, config.norm_epsilon) for sample in samples)
-
-    block = solved(block, STAGES[0], normed(block.attention_norm))
-    attended = [attend(block, layer, inputs, step) for inputs in normed(block.attention_norm)]
-    block = solved(block, STAGES[1], attended)
-    for number, states in enumerate(attended):
-        samples[number] += block.output(states)
-    block = solved(block, STAGES[2], normed(block.mlp_norm))
-    block = solved(block, STAGES[3], (gated(block, inputs) for inputs in normed(block.mlp_norm)))
-    for number, inputs in enumerate(normed(block.mlp_norm)):
-        samples[number] += block.down(gated(block, inputs))
-    return samples
+    project = _solve_stage(job, solver, layer, STAGES[0], (normed("attention_norm", n) for n in windows))
+    attended = [attend(project(normed("attention_norm", n)), heads, step) for n in windows]
+    output = _solve_stage(job, solver, layer, STAGES[1], attended)
+    for n in windows:
+        samples[n] = samples[n] + output(attended[n])
+    del attended
+    gates = _solve_stage(job, solver, layer, STAGES[2], (normed("mlp_norm", n) for n in windows))
+    activated = Kept(lambda n: gate(gates(normed("mlp_norm", n))), len(samples))
+    down = _solve_stage(job, solver, layer, STAGES[3], activated)
+    for n, inputs in enumerate(activated):
+        samples[n] = samples[n] + down(inputs)
 
 
 def _solve_stage(
     job: Job, solver: UnitSolver, layer: int, stage: tuple[str, ...], inputs: Iterable[Tensor]
-) -> dict[str, Any]:
-    """The quantized linears of a stage, by field of Block; none where the plan leaves them dense."""
+) -> Linear:
+    """The linears of a stage, as one whose outputs lie side by side; dense where the plan leaves them so."""
     source, prefix = job.source, block_prefix(layer)
-    shapes = linear_shapes(source.config)
-    names = {field: f"{prefix}.{LINEARS[field]}" for field in stage}
-    weights, biases = {}, {}
-    for field, name in names.items():
-        weight = source.weight(name, shapes[field])
-        assert isinstance(weight, DenseWeight), "a quantized source is refused before"
-        weights[name] = weight
-        if has_bias(source.config, field):
-            biases[field] = source.vector(f"{name}.bias", shapes[field][:1])
-            solver.add_dense(f"{name}.bias", biases[field])
-    scheme = job.recipe.plan.scheme_for(names[stage[0]])
+    weights, biases = {}, []
+    for field in stage:
+        name, parts = f"{prefix}.{LINEARS[field]}", source.linear_parts(layer, field)
+        assert isinstance(parts.weight, DenseWeight), "a quantized source is refused before"
+        weights[name] = parts.weight
+        if parts.bias is not None:
+            biases.append(parts.bias)
+            solver.add_dense(f"{name}.bias", parts.bias)
+    bias = torch.cat(biases) if biases else None
+    scheme = job.recipe.plan.scheme_for(f"{prefix}.{LINEARS[stage[0]]}")
     if scheme is None:
         for name, weight in weights.items():
             solver.add_dense(f"{name}.weight", weight.values)
-        return {}
-    quantized = solver.quantize(weights, scheme, inputs)
-    return {
-        field: make_linear(quantized[name], biases.get(field), job.device, SOLVE_DTYPE)
-        for field, name in names.items()
-    }
+        stacked: Weight = DenseWeight(torch.cat([weight.values for weight in weights.values()]))
+    else:
+        stacked = solver.quantize(weights, scheme, inputs)
+    return make_linear(stacked, bias, job.device, SOLVE_DTYPE)
 
 
 def quantize_head(job: Job, solver: UnitSolver, samples: Samples) -> None:
@@ -206,7 +207,7 @@ def quantize_head(job: Job, solver: UnitSolver, samples: Samples) -> None:
         solver.add_dense(f"{HEAD}.weight", weight.values)
         return
     placed = norm.to(job.device, SOLVE_DTYPE)
-    solver.quantize({HEAD: weight}, scheme, (rms_norm(sample, placed, config.norm_epsilon) for sample in samples))
+    solver.quantize({HEAD: weight}, scheme, (normalize(sample, placed, config.norm_epsilon) for sample in samples))
 
 
 def embedding_tensor(source: ModelFolder) -> tuple[str, tuple[int, int]]:

@@ -9,22 +9,25 @@ Two departures from GPTQ-for-LLaMa, both knowing: later groups inside a block ta
 *updated* weights, and columns that no activation reaches are rounded, not zeroed.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from types import ModuleType
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from octavo.errors import NumericalError
-from octavo.quantization.grid import Grid, min_max_grid, round_to_codes, search_grid
+from octavo.kernels import solver as native
+from octavo.kernels.solver import GridRule
+from octavo.quantization import columns
+from octavo.quantization.grid import min_max_grid, refuse_large, round_to_codes, shrinks
 from octavo.quantization.recipe import ActOrder, Recipe
 from octavo.schemes import QuantScheme
 from octavo.weights import QuantizedWeight, dequantize, sequential_groups
 
-SOLVER_VERSION = 1  # raised whenever the same inputs would give other codes
-BLOCK_COLUMNS = 128  # columns between two updates of the whole rest; no effect on the result
+SOLVER_VERSION = 2  # raised whenever the same inputs would give other codes
 LARGEST_DAMPING = 10.0
+DIRECT_INVERSE = 128  # columns of a triangle that is inverted in one go
 
 Matrix = Float[Tensor, "in_features in_features"]
 
@@ -77,9 +80,23 @@ def _inverse_factor(
     del matrix  # at 13,824 columns each of these takes 764 MB
     if failed or not torch.isfinite(lower).all():
         return None
-    identity = torch.eye(len(order), dtype=hessian.dtype, device=hessian.device)
-    inverse: Tensor = torch.linalg.solve_triangular(lower, identity, upper=False)
-    return inverse.flip(0, 1)
+    return _inverse_of_lower(lower).flip(0, 1)
+
+
+def _inverse_of_lower(lower: Matrix) -> Matrix:
+    """The inverse of a lower triangular matrix, by halves: a third of the work of solving for the identity."""
+    size = len(lower)
+    if size <= DIRECT_INVERSE:
+        identity = torch.eye(size, dtype=lower.dtype, device=lower.device)
+        direct: Tensor = torch.linalg.solve_triangular(lower, identity, upper=False)
+        return direct
+    half = size // 2
+    inverse = torch.zeros_like(lower)
+    first = inverse[:half, :half] = _inverse_of_lower(lower[:half, :half])
+    second = inverse[half:, half:] = _inverse_of_lower(lower[half:, half:])
+    torch.mm(second, lower[half:, :half] @ first, out=inverse[half:, :half])
+    inverse[half:, :half].neg_()
+    return inverse
 
 
 def solve(
@@ -89,46 +106,28 @@ def solve(
     recipe: Recipe,
     smallest_zero: int,
 ) -> QuantizedWeight:
-    """GPTQ codes of a weight, solved in the weight's dtype."""
-    rows, columns = weight.shape
-    importance = factored.hessian.diagonal()
-    if recipe.act_order == "static":
-        groups = sequential_groups(columns, scheme.group_size).to(weight.device)[factored.order].long()
-        scales, zeros = _group_grids(weight, importance, scheme, recipe, smallest_zero)
-        column_blocks = _blocks(columns, None)
-    else:
-        groups = sequential_groups(columns, scheme.group_size).to(weight.device).long()
-        scales = weight.new_empty(scheme.groups(columns), rows)
-        zeros = torch.empty_like(scales)
-        column_blocks = _blocks(columns, scheme.group_size)
-    # One row per column in solving order: what a step reads and writes is then contiguous.
-    remaining = weight.t()[factored.order].contiguous()
-    ordered_importance = importance[factored.order]
-    codes = torch.empty(columns, rows, dtype=torch.uint8, device=weight.device)
-    for start, end in column_blocks:
-        errors = remaining.new_empty(end - start, rows)
-        for column in range(start, end):
-            group = int(groups[column])
-            if recipe.act_order != "static" and column % (scheme.group_size or columns) == 0:
-                members = slice(column, column + (scheme.group_size or columns))
-                scales[group], zeros[group] = _group_grid(
-                    remaining[members].t(), ordered_importance[members], scheme, recipe, smallest_zero
-                )
-            code = round_to_codes(remaining[column], scales[group], zeros[group], scheme)
-            codes[column] = code
-            rounded = (code - zeros[group]) * scales[group]
-            error = (remaining[column] - rounded) / factored.factor[column, column]
-            remaining[column + 1 : end].addr_(factored.factor[column, column + 1 : end], error, alpha=-1)
-            errors[column - start] = error
-        remaining[end:].addmm_(factored.factor[start:end, end:].t(), errors, alpha=-1)
-    back = torch.argsort(factored.order)
+    """GPTQ codes of a weight, solved in the weight's dtype by `solver_for` its device."""
+    static = recipe.act_order == "static"
+    rule = GridRule(scheme, static, smallest_zero, shrinks(scheme.bits, recipe.scale_search))
+    solve_columns = solver_for(weight.device, weight.dtype).solve_columns
+    codes, scales, zeros = solve_columns(
+        weight, factored.factor, factored.order, factored.hessian.diagonal(), rule
+    )
+    refuse_large(scales)
+    groups = torch.empty_like(factored.order)
+    groups[factored.order] = columns.group_of_position(factored.order, rule)
     return QuantizedWeight(
-        codes=codes[back].t().contiguous(),
-        scales=scales.t().to(torch.float16).contiguous(),
-        zeros=zeros.t().to(torch.int16).contiguous(),
-        group_of_column=groups[back].to(torch.int32),
+        codes=codes,
+        scales=scales.to(torch.float16),
+        zeros=zeros.to(torch.int16),
+        group_of_column=groups.to(torch.int32),
         scheme=scheme,
     )
+
+
+def solver_for(device: torch.device, dtype: torch.dtype) -> ModuleType:
+    """What solves columns there: the native solver where it can, else the definition."""
+    return native if native.why_not(device, dtype) is None else columns
 
 
 def round_to_nearest(
@@ -148,49 +147,20 @@ def round_to_nearest(
     )
 
 
+def row_errors(
+    weight: Float[Tensor, "out_features in_features"], quantized: QuantizedWeight, hessian: Matrix
+) -> Float[Tensor, " out_features"]:
+    """Squared error of each output per token, in float64: the diagonal of D H D^T, D the change of the weight."""
+    change = weight - dequantize(quantized, weight.dtype)
+    return ((change @ hessian) * change).sum(1, dtype=torch.float64)
+
+
 def output_error(
     weight: Float[Tensor, "out_features in_features"], quantized: QuantizedWeight, hessian: Matrix
 ) -> float:
-    """Squared error of the linear's output per token: trace(D H D^T) with D the change of the weight."""
-    change = weight - dequantize(quantized, weight.dtype)
-    return float(((change @ hessian) * change).sum(dtype=torch.float64))
-
-
-def _blocks(columns: int, group_size: int | None) -> Iterator[tuple[int, int]]:
-    """Runs of about BLOCK_COLUMNS columns; a group never starts inside one unless it also ends there.
-
-    So whenever a group starts, all its columns have received every earlier update.
-    """
-    period = group_size or columns
-    if period < BLOCK_COLUMNS:
-        period = BLOCK_COLUMNS // period * period
-    for first in range(0, columns, period):
-        last = min(first + period, columns)
-        for start in range(first, last, BLOCK_COLUMNS):
-            yield start, min(start + BLOCK_COLUMNS, last)
+    """Squared error of the linear's output per token."""
+    return float(row_errors(weight, quantized, hessian).sum())
 
 
 def _split(weight: Tensor, group_size: int | None) -> list[Tensor]:
     return list(weight.split(group_size or weight.shape[1], 1))
-
-
-def _group_grids(
-    weight: Tensor, importance: Tensor, scheme: QuantScheme, recipe: Recipe, smallest_zero: int
-) -> tuple[Float[Tensor, "groups rows"], Float[Tensor, "groups rows"]]:
-    """Scales and zeros of all groups, in stored order."""
-    weights = _split(weight, scheme.group_size)
-    importances = importance.split(scheme.group_size or len(importance))
-    grids = [
-        _group_grid(part, part_importance, scheme, recipe, smallest_zero)
-        for part, part_importance in zip(weights, importances, strict=True)
-    ]
-    scales, zeros = zip(*grids, strict=True)
-    return torch.stack(scales), torch.stack(zeros)
-
-
-def _group_grid(
-    values: Tensor, importance: Tensor, scheme: QuantScheme, recipe: Recipe, smallest_zero: int
-) -> Grid:
-    if recipe.scale_search == "none":
-        return min_max_grid(values, scheme, smallest_zero)
-    return search_grid(values, importance, scheme, smallest_zero)

@@ -8,6 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from octavo.errors import NumericalError
+from octavo.kernels.solver import GridRule
+from octavo.quantization.recipe import ScaleSearch
 from octavo.schemes import QuantScheme
 
 SMALLEST_SCALE = 2.0**-14  # the smallest normal fp16: below it, scales lose the bits that make codes exact
@@ -27,26 +29,33 @@ def min_max_grid(values: Float[Tensor, "rows columns"], scheme: QuantScheme, sma
 
 
 def search_grid(
-    values: Float[Tensor, "rows columns"],
-    importance: Float[Tensor, " columns"],
-    scheme: QuantScheme,
-    smallest_zero: int,
+    values: Float[Tensor, "rows columns"], importance: Float[Tensor, " columns"], rule: GridRule
 ) -> Grid:
     """The grid of a shrunken range with the least squared rounding error, weighted by column.
 
-    The whole range is among the candidates, so the result is never worse than `min_max_grid` by this measure.
+    The whole range is the first candidate, so the result is never worse than `min_max_grid` by this measure.
     """
+    scheme = rule.scheme
     lowest, highest = _range(values, scheme)
-    best_scale, best_zero = _grid_of_range(lowest, highest, scheme, smallest_zero)
+    best_scale, best_zero = _grid_of_range(lowest, highest, scheme, rule.smallest_zero)
+    if len(rule.shrinks) == 1:
+        return best_scale, best_zero
     least = _rounding_error(values, best_scale, best_zero, importance, scheme)
-    for shrink in torch.linspace(1.0, DEEPEST_SHRINK[scheme.bits], SHRINK_STEPS + 1).tolist()[1:]:
-        scale, zero = _grid_of_range(lowest * shrink, highest * shrink, scheme, smallest_zero)
+    for shrink in rule.shrinks[1:]:
+        scale, zero = _grid_of_range(lowest * shrink, highest * shrink, scheme, rule.smallest_zero)
         error = _rounding_error(values, scale, zero, importance, scheme)
         better = error < least
         least = torch.where(better, error, least)
         best_scale = torch.where(better, scale, best_scale)
         best_zero = torch.where(better, zero, best_zero)
     return best_scale, best_zero
+
+
+def shrinks(bits: int, search: ScaleSearch) -> tuple[float, ...]:
+    """The parts of a group's range to try, the whole first; float32 values."""
+    if search == "none":
+        return (1.0,)
+    return tuple(torch.linspace(1.0, DEEPEST_SHRINK[bits], SHRINK_STEPS + 1).tolist())
 
 
 def round_to_codes(values: Tensor, scale: Tensor, zero: Tensor, scheme: QuantScheme) -> Tensor:
@@ -76,15 +85,21 @@ def _grid_of_range(lowest: Tensor, highest: Tensor, scheme: QuantScheme, smalles
     return torch.where(short, raised, scale), zero.clamp_(min=smallest_zero)
 
 
-def _as_stored(scale: Tensor) -> Tensor:
+def refuse_large(scale: Tensor) -> None:
+    """NumericalError where a scale is beyond the range of fp16, or NaN."""
     if not (scale <= LARGEST_SCALE).all():
         raise NumericalError("a group of weights is too large for the fp16 scales of the checkpoint format")
+
+
+def _as_stored(scale: Tensor) -> Tensor:
+    refuse_large(scale)
     return scale.clamp(min=SMALLEST_SCALE).to(torch.float16).to(scale.dtype)
 
 
 def _rounding_error(
     values: Tensor, scale: Tensor, zero: Tensor, importance: Tensor, scheme: QuantScheme
 ) -> Float[Tensor, " rows"]:
+    # Summed in float64, so that candidates do not change places with the order of summation.
     scale, zero = scale[:, None], zero[:, None]
     rounded = round_to_codes(values, scale, zero, scheme).sub_(zero).mul_(scale)
-    return rounded.sub_(values).square_() @ importance
+    return rounded.sub_(values).square_().mul_(importance).sum(1, dtype=torch.float64)

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from octavo.errors import NumericalError
+from octavo.kernels import solver as native
 
 
 def hessian_of(
@@ -21,9 +22,15 @@ def hessian_of(
     for sample in inputs:
         if total is None:
             total = sample.new_zeros(sample.shape[1], sample.shape[1])
-        total.addmm_(sample.t(), sample)
+            is_native = native.why_not(sample.device, sample.dtype) is None
+        if is_native:
+            native.add_gram(total, sample)
+        else:
+            total.addmm_(sample.t(), sample)
         tokens += len(sample)
     assert total is not None, "a Hessian needs at least one sample"
+    if is_native:
+        native.mirror(total)
     if not torch.isfinite(total).all():
         raise NumericalError(
             f"the inputs of {name} hold NaN or Inf; the model overflows here, quantize from another copy of it"

@@ -2,7 +2,8 @@
 
 import shutil
 import time
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,12 @@ from typing import Any
 import torch
 
 from octavo import __version__
-from octavo.checkpoint.formats import linear_specs, quantization_config
+from octavo.checkpoint.configuration import quantization_config
+from octavo.checkpoint.formats import linear_specs, why_not_stored
 from octavo.checkpoint.tensors import INDEX_FILE, TensorSpec, plan_shards, tensor_files, write_index
 from octavo.errors import OutputError, UnsupportedModelError, UsageError
 from octavo.model.load import (
+    CARRIED_FILES,
     EMBEDDING,
     FINAL_NORM,
     HEAD,
@@ -39,9 +42,10 @@ from octavo.quantization.blocks import (
     stored_dtype,
 )
 from octavo.quantization.calibration import Calibration
-from octavo.quantization.gptq import SOLVER_VERSION
+from octavo.quantization.gptq import SOLVER_VERSION, solver_for
 from octavo.quantization.journal import (
     Journal,
+    Samples,
     Unit,
     alone_in,
     finished_record,
@@ -61,20 +65,6 @@ from octavo.records import (
     write_json,
 )
 from octavo.schemes import Layout
-
-# What a folder needs besides its weights, so that it can be used where it goes.
-CARRIED_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "generation_config.json",
-    "LICENSE",
-)
 
 
 @dataclass(frozen=True)
@@ -102,7 +92,7 @@ def quantize_folder(
     """
     assert (calibration is None) == (recipe.method == "rtn")
     folder = open_folder(source)
-    _refuse_unfit(folder, recipe)
+    _refuse_unfit(folder, recipe, destination.layout)
     job = Job(folder, recipe, destination.layout, device, observer)
     inputs = _inputs(job, destination, calibration)
     prepare_folder(destination.folder, destination.restart)
@@ -127,27 +117,44 @@ def quantize_folder(
 
 
 def _run(job: Job, journal: Journal, calibration: Calibration | None) -> None:
-    """Do the units that the journal does not yet hold."""
-    layers = job.source.config.layers
+    """Do the units that the journal does not yet hold; each is written while the next one is solved."""
     samples = journal.hidden()
-    while journal.progress.units < layers + 2:
-        started = time.perf_counter()
-        number = journal.progress.units
-        if number == 0:
-            name, solver = "embedding", UnitSolver(job)
-            samples = embed(job, calibration)
-            solver.add_dense(f"{EMBEDDING}.weight", job.source.vector(*embedding_tensor(job.source)))
-        elif number <= layers:
-            name = block_prefix(number - 1)
-            solver = UnitSolver(job)
-            samples = quantize_block(job, solver, number - 1, samples)
-        else:
-            name, solver = "head", UnitSolver(job)
-            quantize_head(job, solver, samples)
-            samples = []
-        seconds = time.perf_counter() - started
-        journal.record(Unit(solver.tensors, samples, solver.linears, seconds, solver.seconds))
+
+    def write(name: str, unit: Unit) -> None:
+        journal.record(unit)
         job.observer.unit_done(name)
+
+    with ThreadPoolExecutor(max_workers=1) as writer:
+        writing: Future[None] | None = None
+        for number in range(journal.progress.units, job.source.config.layers + 2):
+            name, unit = _solve_unit(job, number, samples, calibration)
+            if writing is not None:
+                writing.result()
+            writing = writer.submit(write, name, unit)
+            del unit  # with it go, once written, the states that the next unit replaces
+        if writing is not None:
+            writing.result()
+
+
+def _solve_unit(job: Job, number: int, samples: Samples, calibration: Calibration | None) -> tuple[str, Unit]:
+    """The name of a unit, and what it gives; `samples`, the hidden states before it, become those behind it."""
+    started = time.perf_counter()
+    # Opened anew for each unit: memory that is mapped for a block is given back with it.
+    job = replace(job, source=open_folder(job.source.path))
+    solver, layers = UnitSolver(job), job.source.config.layers
+    if number == 0:
+        name = "embedding"
+        samples += embed(job, calibration)
+        solver.add_dense(f"{EMBEDDING}.weight", job.source.vector(*embedding_tensor(job.source)))
+    elif number <= layers:
+        name = block_prefix(number - 1)
+        quantize_block(job, solver, number - 1, samples)
+    else:
+        name = "head"
+        quantize_head(job, solver, samples)
+        samples.clear()
+    seconds = time.perf_counter() - started
+    return name, Unit(solver.tensors, list(samples), solver.linears, seconds, solver.seconds)
 
 
 def _planned_units(job: Job) -> list[list[TensorSpec]]:
@@ -165,20 +172,28 @@ def _planned_units(job: Job) -> list[list[TensorSpec]]:
         for field, shape in linear_shapes(config).items():
             name = f"{prefix}.{LINEARS[field]}"
             scheme = plan.scheme_for(name)
-            unit += [dense(f"{name}.weight", shape)] if scheme is None else linear_specs(name, shape, scheme)
+            unit += (
+                [dense(f"{name}.weight", shape)]
+                if scheme is None
+                else linear_specs(name, shape, scheme, job.layout)
+            )
             unit += [dense(f"{name}.bias", shape[:1])] if has_bias(config, field) else []
         units.append(unit)
     last = [dense(f"{FINAL_NORM}.weight", (config.hidden_size,))]
     head_shape = (config.vocabulary_size, config.hidden_size)
     if plan.lm_head is not None:
-        last += linear_specs(HEAD, head_shape, plan.lm_head)
+        last += linear_specs(HEAD, head_shape, plan.lm_head, job.layout)
     elif not config.tied_embeddings:
         last.append(dense(f"{HEAD}.weight", head_shape))
     return [*units, last]
 
 
-def _refuse_unfit(folder: ModelFolder, recipe: Recipe) -> None:
-    """What cannot be quantized, and plans that engines could not load."""
+def _refuse_unfit(folder: ModelFolder, recipe: Recipe, layout: Layout) -> None:
+    """What cannot be quantized, what the layout cannot hold, and plans that engines could not load."""
+    plan, ordered = recipe.plan, recipe.act_order == "group"
+    for scheme in (plan.default, plan.lm_head, *(rule.scheme for rule in plan.rules)):
+        if scheme is not None and (objection := why_not_stored(scheme, layout, ordered)):
+            raise UsageError(objection)
     if folder.quantization is not None:
         raise UnsupportedModelError(
             f"{folder.path} is quantized already ({folder.quantization.default}); quantize the dense model instead"
@@ -220,7 +235,7 @@ def _inputs(job: Job, destination: Destination, calibration: Calibration | None)
         hashes[path.name] = sha256_of_file(path)
     return {
         "octavo": __version__,
-        "solver": SOLVER_VERSION,
+        "solver": {"version": SOLVER_VERSION, "kernel": solver_for(job.device, SOLVE_DTYPE).NAME},
         "source": hashes,
         "recipe": as_json(job.recipe),
         "calibration": None if calibration is None else calibration_inputs(calibration),
@@ -260,13 +275,15 @@ def _finish(job: Job, journal: Journal, inputs: dict[str, Any]) -> QuantizationR
             config[key] = "float16"
     if job.recipe.plan.lm_head is not None:
         config["tie_word_embeddings"] = False
-    write_json(folder / "quantize_config.json", quantization)
+    beside = [] if job.layout == "compressed-tensors" else ["quantize_config.json"]  # older GPTQ engines read it
+    for name in beside:
+        write_json(folder / name, quantization)
     carried = [name for name in CARRIED_FILES if (job.source.path / name).exists()]
     for name in carried:
         shutil.copyfile(job.source.path / name, folder / name)
     write_json(folder / "config.json", {**config, "quantization_config": quantization})
     index = [INDEX_FILE] if (folder / INDEX_FILE).exists() else []
-    written = ["quantize_config.json", *carried, "config.json", *index]
+    written = [*beside, *carried, "config.json", *index]
     files = {**progress.files, **{name: sha256_of_file(folder / name) for name in written}}
     record = QuantizationRecord(inputs, dict(sorted(files.items())), progress.linears)
     run = RunRecord(
