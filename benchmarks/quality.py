@@ -82,7 +82,11 @@ def dense_perplexities(dense: Path, corpora: Path, misses: list[str]) -> dict[st
     """The classic protocol on the first windows of wikitext2's test set."""
     model = octavo.load(dense)
     spec = octavo.EvaluationSpec("wikitext2", windows=max(PERPLEXITIES), data_dir=corpora)
-    losses = score(model.network, evaluation_windows(spec, model.tokenizer).windows, lambda losses: None)
+    losses = score(
+        model.network,
+        evaluation_windows(spec, model.tokenizer, model.network.config.context).windows,
+        lambda losses: None,
+    )
     found = {}
     for windows, expected in PERPLEXITIES.items():
         found[f"{windows} windows"] = value = perplexity(losses[:windows]).value
@@ -140,7 +144,7 @@ def recipes(dense: Path, work: Path, corpora: Path, misses: list[str]) -> dict[s
     """Each recipe's KL divergence and perplexity beside the dense model."""
     reference = octavo.load(dense)
     spec = octavo.EvaluationSpec("wikitext2", windows=COMPARED_WINDOWS, data_dir=corpora)
-    windows = evaluation_windows(spec, reference.tokenizer).windows
+    windows = evaluation_windows(spec, reference.tokenizer, reference.network.config.context).windows
     calibration = octavo.CalibrationSpec(str(corpora / "calibration" / "wikipedia.txt"), CALIBRATION_SAMPLES)
     results = {}
     for number, goal in enumerate(GOALS):

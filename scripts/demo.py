@@ -85,7 +85,7 @@ def measure(text: str, errors: Console) -> tuple[str, list[Comparison]]:
     dense = octavo.load(DENSE)
     variants = [octavo.load(DEMO / variant.folder).network for variant in VARIANTS]
     spec = octavo.EvaluationSpec(text, length=SEQUENCE_LENGTH, windows=WINDOWS)
-    windows = evaluation_windows(spec, dense.tokenizer)
+    windows = evaluation_windows(spec, dense.tokenizer, dense.network.config.context)
     with EvaluationProgress(errors) as progress:
         progress.started(windows)
         return windows.description, compare(variants, dense.network, windows.windows, progress.scored)

@@ -58,7 +58,7 @@ def test_quantize_evaluate_and_inspect(run, stories_folder, text, tmp_path):
     words = ("evaluate", out, "--reference", stories_folder, "--dataset", text, "--length", 512)
     code, output, errors = run(*words, "--windows", 4, "--json", record)
     assert code == 0
-    header, row = (line.split("\t") for line in output.splitlines())
+    header, row = (line.split("\t") for line in output.splitlines()[:2])
     result = json.loads(record.read_text())["results"][0]
     assert dict(zip(header, row, strict=True))["text"] == result["text"] == "tinystories.txt"
     assert result["windows"] == 4 and result["length"] == 512
@@ -111,6 +111,15 @@ def test_a_damaged_file_is_found(run, quantized, tmp_path):
         (("quantize", "MODEL", "OUT", "--calibration", "absent.txt"), 1, "absent.txt"),
         (("quantize", "ABSENT", "OUT"), 1, "ABSENT is no folder|ABSENT holds no"),
         (("evaluate", "MODEL", "--protocol", "mine"), 2, "mine"),
+        (("evaluate", "MODEL", "--protocol", "gptq@x"), 2, "gptq@x has no length behind its @"),
+        (("evaluate", "MODEL", "--protocol", "gptq@2048"), 2, "does not fit the model's context of 512"),
+        (("evaluate", "MODEL@rtn-9"), 2, "rtn-9 is no baseline; choose fp32"),
+        (("benchmark", "MODEL", "--tokens", 1), 2, "a benchmark of 1 tokens predicts nothing"),
+        (("compare", "MODEL"), 2, "a comparison takes two models or more, each given once"),
+        (("compare", "MODEL", "OUT", "--protocol", "benchmark,mine"), 2, "mine is no protocol"),
+        (("card", "MODEL", "--base-model", "a/b", "--record", "absent.json"), 1, r"has no octavo\.json"),
+        (("inspect", "MODEL", "--memory", "24GB"), 2, "add --context 2048"),
+        (("inspect", "MODEL", "--context", 9, "--bits", 5), 2, "5 bits cannot be stored"),
         (("evaluate", "MODEL", "--windows", 0), 2, "0 windows give no perplexity"),
         (("evaluate", "MODEL", "--length", 1), 2, "predicts nothing"),
         (("generate", "MODEL", "--prompt", "a", "--top-p", 3), 2, "top-p 3.0 is outside"),
@@ -181,7 +190,17 @@ def test_version(run):
 def test_help_names_every_verb(run):
     code, output, _ = run("--help")
     assert code == 0
-    for verb in ("quantize", "evaluate", "generate", "inspect", "convert"):
+    for verb in (
+        "quantize",
+        "evaluate",
+        "benchmark",
+        "compare",
+        "card",
+        "judge",
+        "generate",
+        "inspect",
+        "convert",
+    ):
         assert verb in output
     code, output, _ = run("quantize", "--help")
     assert code == 0 and "--act-order" in output and "goes on" in output

@@ -1,6 +1,5 @@
 """What Python users call: quantize, load, evaluate. Paths in, records out; nothing is printed."""
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,31 +10,43 @@ import torch
 from octavo import __version__
 from octavo.checkpoint.tensors import tensor_files
 from octavo.errors import UsageError
-from octavo.evaluation.metrics import mean_over_windows, paired_difference, perplexity, summarize
-from octavo.evaluation.protocol import EvaluationWindows, evaluation_windows
-from octavo.evaluation.scoring import Comparison, EvaluationObserver, Progress, compare, score
-from octavo.evaluation.spec import EvaluationSpec
+from octavo.evaluation.benchmark import MemoryMeter, read_bandwidth
+from octavo.evaluation.candidate import Candidate, benchmarked, evaluated, free_memory, refuse_other_tokenizers
+from octavo.evaluation.comparison import benchmarked_texts, compared
+from octavo.evaluation.memory import baseline_size, stored_size
+from octavo.evaluation.results import BenchmarkRecord, ComparisonRecord
+from octavo.evaluation.scoring import EvaluationObserver
+from octavo.evaluation.spec import BenchmarkSpec, ComparisonSpec, EvaluationSpec
+from octavo.evaluation.subject import Subject, parse_subject
+from octavo.kernels.blocks import LinearParts
+from octavo.model.baselines import build_baseline, open_dense_folder
 from octavo.model.chat import Message, encode_chat, template_for
 from octavo.model.config import read_config
+from octavo.model.linear import Linear, make_int8_linear, make_linear
 from octavo.model.llama import LlamaModel
-from octavo.model.load import load_model
+from octavo.model.load import ModelFolder, load_model, open_folder
 from octavo.model.tokenizer import TextStream, Tokenizer, load_tokenizer
 from octavo.quantization.blocks import Observer
 from octavo.quantization.calibration import calibration_tokens
+from octavo.quantization.gptq import round_to_nearest
 from octavo.quantization.pipeline import Destination, quantize_folder
 from octavo.quantization.recipe import CalibrationSpec, Recipe
 from octavo.records import (
+    QUANTIZATION_RECORD,
     EvaluationRecord,
     QuantizationRecord,
     describe_machine,
     file_states,
+    read_json,
     refuse_changed_files,
     sha256_of_file,
 )
 from octavo.runtime.generation import generate_tokens, text_of, until_stop
 from octavo.runtime.params import SamplingParams
+from octavo.weights import DenseWeight
 
 DEFAULT_NEW_TOKENS = 256
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -114,36 +125,69 @@ def evaluate(
 ) -> EvaluationRecord:
     """Perplexity of a model on each text; with a `reference` also how far its predictions are from it.
 
-    UsageError where the two models do not share a tokenizer.
+    Either may be `FOLDER@BASELINE`, a dense folder run as a baseline (see `Subject`). UsageError where the two do
+    not share a tokenizer.
     """
-    listening = observer or EvaluationObserver()
-    folders = [Path(folder) for folder in (model, reference) if folder is not None]
-    hashes, loaded = [], []
-    for folder in folders:
-        listening.preparing(f"loading {folder}")
-        hashes.append(_hashes(folder))
-        loaded.append(load(folder, device))
-    subject, other = loaded[0], loaded[1] if reference is not None else None
-    if other is not None and other.tokenizer.fingerprint != subject.tokenizer.fingerprint:
-        raise UsageError(
-            f"{subject.path} and {other.path} have different tokenizers, so their predictions are of different "
-            "tokens; compare models that share one"
-        )
-    results = []
-    for spec in specs:
-        listening.preparing(f"reading {spec.text}")
-        windows = evaluation_windows(spec, subject.tokenizer)
-        listening.started(windows)
-        results.append(_evaluated(subject, other, windows, listening.scored))
+    listening, place = observer or EvaluationObserver(), choose_device(device)
+    subject = _candidate(parse_subject(model), place, listening)
+    other = None if reference is None else _candidate(parse_subject(reference), place, listening)
+    if other is not None:
+        refuse_other_tokenizers([other, subject])
     return EvaluationRecord(
         octavo_version=__version__,
         model=str(model),
-        model_files=hashes[0],
+        model_files=subject.files,
         reference=None if reference is None else str(reference),
-        reference_files=None if reference is None else hashes[1],
-        results=results,
-        machine=describe_machine(str(subject.network.device)),
+        reference_files=None if other is None else other.files,
+        results=[evaluated(subject, other, spec, listening) for spec in specs],
+        machine=describe_machine(str(place)),
     )
+
+
+def benchmark(
+    model: str | Path,
+    specs: Sequence[BenchmarkSpec] = (BenchmarkSpec(),),
+    device: str = "auto",
+    observer: EvaluationObserver | None = None,
+) -> BenchmarkRecord:
+    """Speed and memory of a model that is fed one window of each text token by token, and its loss there."""
+    listening, place = observer or EvaluationObserver(), choose_device(device)
+    bandwidth = read_bandwidth(place)
+    meter = MemoryMeter(place)
+    subject = _candidate(parse_subject(model), place, listening)
+    return BenchmarkRecord(
+        octavo_version=__version__,
+        model=str(model),
+        model_files=subject.files,
+        results=[benchmarked(subject, spec, meter, bandwidth, listening) for spec in specs],
+        machine=describe_machine(str(place)),
+    )
+
+
+def compare(
+    models: Sequence[str | Path],
+    spec: ComparisonSpec = ComparisonSpec(),
+    device: str = "auto",
+    observer: EvaluationObserver | None = None,
+) -> ComparisonRecord:
+    """Several models side by side; KL divergence, agreement and differences are to the first.
+
+    UsageError for fewer than two models, or models that do not share a tokenizer.
+    """
+    listening, place = observer or EvaluationObserver(), choose_device(device)
+    subjects = [parse_subject(model) for model in models]
+    if len(set(subjects)) < max(2, len(subjects)):
+        raise UsageError("a comparison takes two models or more, each given once")
+    bandwidth = read_bandwidth(place)
+    benchmarks: list[list[dict[str, Any]]] = []
+    for subject in subjects if spec.benchmarks() else ():
+        meter = MemoryMeter(place)
+        candidate = _candidate(subject, place, listening)
+        benchmarks.append(benchmarked_texts(candidate, spec, meter, bandwidth, listening))
+        del candidate
+        free_memory(place)
+    candidates = [_candidate(subject, place, listening) for subject in subjects]
+    return compared(candidates, spec, benchmarks, listening)
 
 
 def choose_device(name: str) -> torch.device:
@@ -168,58 +212,35 @@ def compute_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "cpu" else torch.float16
 
 
-def _evaluated(
-    subject: LoadedModel, other: LoadedModel | None, windows: EvaluationWindows, progress: Progress
-) -> dict[str, Any]:
-    """One entry of an evaluation record."""
-    started = time.perf_counter()
-    if other is None:
-        measured = _perplexity_values(score(subject.network, windows.windows, progress))
+def _candidate(subject: Subject, device: torch.device, observer: EvaluationObserver) -> Candidate:
+    """A model that is to be measured, its files checked against their record."""
+    observer.preparing(f"loading {subject}")
+    files = _hashes(subject.path)
+    if subject.method is None:
+        network = load_model(subject.path, device, compute_dtype(device))
+        size = stored_size(open_folder(subject.path))
     else:
-        (comparison,) = compare([subject.network], other.network, windows.windows, progress)
-        measured = {
-            **_perplexity_values(comparison.losses),
-            "reference": _perplexity_values(comparison.reference_losses),
-            **_difference_values(comparison),
-        }
-    return {
-        "text": windows.text,
-        "protocol": windows.protocol,
-        "description": windows.description,
-        "source": windows.source,
-        "text_sha256": windows.text_sha256,
-        "tokens_sha256": windows.tokens_sha256,
-        "windows": windows.windows.shape[0],
-        "length": windows.windows.shape[1],
-        **measured,
-        "seconds": time.perf_counter() - started,
-    }
+        folder = open_dense_folder(subject.path)
+        network, size = _baseline(subject, folder, device), baseline_size(folder, subject)
+    record = subject.path / QUANTIZATION_RECORD
+    calibration = read_json(record)["inputs"]["calibration"] if record.exists() else None
+    return Candidate(subject, files, calibration, network, load_tokenizer(subject.path), size)
 
 
-def _perplexity_values(losses: list[float]) -> dict[str, Any]:
-    result = perplexity(losses)
-    return {
-        "perplexity": result.value,
-        "perplexity_standard_error": result.standard_error,
-        "losses": losses,
-    }
+def _baseline(subject: Subject, folder: ModelFolder, device: torch.device) -> LlamaModel:
+    """A dense model in another precision, or with its linears made by another method."""
+    if subject.method in PRECISIONS:
+        return load_model(folder.path, device, PRECISIONS[subject.method])
+    dtype, scheme = compute_dtype(device), subject.rounding
 
+    def made(parts: LinearParts) -> Linear:
+        assert isinstance(parts.weight, DenseWeight), "the folder is dense"
+        if scheme is None:
+            return make_int8_linear(parts.weight, parts.bias, device, dtype)
+        rounded = round_to_nearest(parts.weight.values.to(device, torch.float32), scheme, smallest_zero=0)
+        return make_linear(rounded, parts.bias, device, dtype)
 
-def _difference_values(comparison: Comparison) -> dict[str, Any]:
-    """How far a model is from its reference; error bars are over windows."""
-    windows = len(comparison.losses)
-    paired = paired_difference(comparison.losses, comparison.reference_losses)
-    divergence = summarize(comparison.divergence)
-    per_window = mean_over_windows(comparison.divergence.view(windows, -1).mean(1).tolist())
-    return {
-        "log_perplexity_difference": paired.value,
-        "log_perplexity_difference_standard_error": paired.standard_error,
-        "kl_mean": divergence.mean,
-        "kl_standard_error": per_window.standard_error,
-        "kl_median": divergence.median,
-        "kl_99_percent": divergence.percentile_99,
-        "top1_agreement": float(comparison.agreement.double().mean()),
-    }
+    return build_baseline(folder, device, dtype, made)
 
 
 def _hashes(folder: Path) -> dict[str, str]:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
 import typer
 from rich.console import Console
 
-from octavo import __version__
+from octavo import __version__, cli_judging, cli_serving
 from octavo.errors import OctavoError, UsageError
-from octavo.evaluation.spec import EvaluationSpec, Protocol
+from octavo.evaluation.spec import LINE_UP, BenchmarkSpec, ComparisonSpec, EvaluationSpec
 from octavo.quantization.recipe import ActOrder, CalibrationSpec, Method, Recipe, ScaleSearch
 from octavo.runtime.params import SamplingParams
-from octavo.schemes import Layout, QuantScheme, SchemePlan, SchemeRule
+from octavo.schemes import ConversionTarget, Layout, QuantScheme, SchemePlan, SchemeRule
 
 if TYPE_CHECKING:
     from octavo.api import LoadedModel
@@ -31,6 +31,7 @@ Parameters = ParamSpec("Parameters")
 RECIPE, CALIBRATION = Recipe(), CalibrationSpec()
 ACT_ORDER, SCALE_SEARCH = f"{RECIPE.act_order}; none for rtn", f"{RECIPE.scale_search}; none for rtn"
 SCHEME, SAMPLING, EVALUATION = RECIPE.plan.default, SamplingParams(), EvaluationSpec()
+BENCHMARK, COMPARISON = BenchmarkSpec(), ComparisonSpec()
 
 REFUSED, FAILED, INTERRUPTED = 2, 1, 130
 
@@ -38,6 +39,10 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 DataDirectory = Annotated[
     Path | None,
     typer.Option(help="Folder with wikitext2/, ptb/ and c4/ files.", envvar="OCTAVO_DATA", show_default=False),
+]
+Calibration = Annotated[
+    str | None,
+    typer.Option(help="The text that MODEL was calibrated on; what it shares is counted.", show_default=False),
 ]
 JsonFile = Annotated[
     Path | None, typer.Option("--json", help="Also write the record to this file.", show_default=False)
@@ -146,10 +151,11 @@ def quantize(
         scale_search=scale_search or ("none" if plain else RECIPE.scale_search),
     )
     chosen = CalibrationSpec(calibration, samples, sequence_length, seed, data_dir)
-    shard_size = _bytes(max_shard_size)
+    shard_size = _bytes(max_shard_size, "--max-shard-size")
 
     from octavo import api
     from octavo.quantization.pipeline import Destination
+    from octavo.report.preflight import print_preflight_of
     from octavo.report.progress import QuantizationProgress
 
     destination = Destination(
@@ -157,29 +163,43 @@ def quantize(
     )
     with QuantizationProgress(Console(stderr=True), out) as progress:
         api.quantize(model, destination, recipe, chosen, device, progress)
+    print_preflight_of(Console(), out)
 
 
 @command
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="Model folder, dense or quantized.", show_default=False)],
+    model: Annotated[
+        str, typer.Argument(help="Model folder, dense or quantized, or FOLDER@BASELINE.", show_default=False)
+    ],
     reference: Annotated[
-        Path | None,
+        str | None,
         typer.Option(help="Dense model to measure KL divergence and agreement against.", show_default=False),
     ] = None,
-    protocol: Annotated[Protocol, typer.Option(help="Which published convention.")] = EVALUATION.protocol,
+    protocol: Annotated[
+        str,
+        typer.Option(help=f"Published conventions, separated by commas; all is {', '.join(LINE_UP)}."),
+    ] = EVALUATION.protocol,
     dataset: Annotated[
         str, typer.Option(help="wikitext2, ptb, c4 or files, separated by commas.")
     ] = EVALUATION.text,
-    length: Annotated[int, typer.Option(help="Tokens of a window.")] = EVALUATION.length,
+    length: Annotated[
+        int | None, typer.Option(help="Tokens of a window.", show_default="the protocol's own")
+    ] = EVALUATION.length,
     windows: Annotated[
         int | None, typer.Option(help="Score only the first so many.", show_default="all")
     ] = EVALUATION.windows,
+    calibration: Calibration = None,
     data_dir: DataDirectory = None,
     device: Device = "auto",
     json_file: JsonFile = None,
 ) -> None:
-    """Measure MODEL's perplexity by a published protocol, and how far it is from a reference."""
-    specs = [EvaluationSpec(text, protocol, length, windows, data_dir) for text in dataset.split(",")]
+    """Measure MODEL's perplexity by published protocols, and how far it is from a reference."""
+    protocols = LINE_UP if protocol == "all" else protocol.split(",")
+    specs = [
+        EvaluationSpec(text, name, length, windows, data_dir, calibration)
+        for text in dataset.split(",")
+        for name in protocols
+    ]
 
     from octavo import api
     from octavo.records import as_json, write_json
@@ -191,6 +211,101 @@ def evaluate(
     print_evaluation(Console(), record)
     if json_file is not None:
         write_json(json_file, as_json(record))
+
+
+@command
+def benchmark(
+    model: Annotated[
+        str, typer.Argument(help="Model folder, dense or quantized, or FOLDER@BASELINE.", show_default=False)
+    ],
+    dataset: Annotated[
+        str, typer.Option(help="wikitext2, ptb, c4 or files, separated by commas.")
+    ] = BENCHMARK.text,
+    tokens: Annotated[int, typer.Option(help="How many are fed, one by one.")] = BENCHMARK.tokens,
+    check: Annotated[bool, typer.Option("--check", help="Also take the perplexity of the window.")] = False,
+    data_dir: DataDirectory = None,
+    device: Device = "auto",
+    json_file: JsonFile = None,
+) -> None:
+    """Feed MODEL one window of a training text token by token: time, memory, and with --check its perplexity."""
+    specs = [BenchmarkSpec(text, tokens, check, data_dir) for text in dataset.split(",")]
+
+    from octavo import api
+    from octavo.records import as_json, write_json
+    from octavo.report.evaluation import print_benchmark
+    from octavo.report.progress import EvaluationProgress
+
+    with EvaluationProgress(Console(stderr=True)) as progress:
+        record = api.benchmark(model, specs, device, progress)
+    print_benchmark(Console(), record)
+    if json_file is not None:
+        write_json(json_file, as_json(record))
+
+
+@command
+def compare(
+    models: Annotated[
+        list[str],
+        typer.Argument(help="Model folders, or FOLDER@BASELINE; the first is the reference.", show_default=False),
+    ],
+    protocol: Annotated[
+        str, typer.Option(help="The tables: benchmark and protocols, separated by commas.")
+    ] = ",".join(COMPARISON.tables),
+    dataset: Annotated[
+        str, typer.Option(help="The columns: wikitext2, ptb, c4 or files, separated by commas.")
+    ] = ",".join(COMPARISON.texts),
+    length: Annotated[
+        int | None, typer.Option(help="Tokens of a window.", show_default="the protocol's own")
+    ] = COMPARISON.length,
+    windows: Annotated[
+        int | None, typer.Option(help="Score only the first so many.", show_default="all")
+    ] = COMPARISON.windows,
+    tokens: Annotated[int, typer.Option(help="How many the benchmark feeds.")] = COMPARISON.tokens,
+    calibration: Calibration = None,
+    data_dir: DataDirectory = None,
+    device: Device = "auto",
+    json_file: JsonFile = None,
+) -> None:
+    """Put MODELS side by side: the three tables of a model card, differences, and what may be said of each pair.
+
+    A dense folder also stands for its baselines: `FOLDER@fp16`, `@bf16`, `@fp32`, `@llm.int8`, `@rtn-8` (rounded
+    row by row), `@rtn-4-128g`.
+    """
+    tables, texts = tuple(protocol.split(",")), tuple(dataset.split(","))
+    spec = ComparisonSpec(tables, texts, length, windows, tokens, data_dir, calibration)
+
+    from octavo import api
+    from octavo.records import as_json, write_json
+    from octavo.report.comparison import print_comparison
+    from octavo.report.progress import EvaluationProgress
+
+    with EvaluationProgress(Console(stderr=True)) as progress:
+        record = api.compare(models, spec, device, progress)
+    print_comparison(Console(), as_json(record))
+    if json_file is not None:
+        write_json(json_file, as_json(record))
+
+
+@command
+def card(
+    model: Annotated[Path, typer.Argument(help="Quantized model folder.", show_default=False)],
+    base_model: Annotated[
+        str, typer.Option(help="The hub's name of the model that was quantized.", show_default=False)
+    ],
+    record: Annotated[
+        list[Path], typer.Option(help="File of octavo compare --json; may be given again.", show_default=False)
+    ],
+    base_folder: Annotated[
+        Path | None, typer.Option(help="Its folder, whose card says the license.", show_default=False)
+    ] = None,
+) -> None:
+    """Write MODEL's card, README.md with its plots, from records made for just these weights."""
+    from octavo.model.load import open_folder
+    from octavo.report.card import CardSpec, write_card
+    from octavo.report.preflight import preflight_folder, preflight_values
+
+    spec = CardSpec(model, base_model, tuple(record), base_folder)
+    print(write_card(spec, preflight_values(preflight_folder(open_folder(model)))))
 
 
 @command
@@ -230,33 +345,67 @@ def generate(
 
 @command
 def inspect(
-    model: Annotated[Path, typer.Argument(help="Model folder, dense or quantized.", show_default=False)],
+    model: Annotated[
+        Path, typer.Argument(help="Model folder, dense or quantized, or a config.json.", show_default=False)
+    ],
+    context: Annotated[
+        int | None, typer.Option(help="Predict the memory for so many tokens.", show_default=False)
+    ] = None,
+    memory: Annotated[str | None, typer.Option(help="Say whether that fits: 24GB.", show_default=False)] = None,
+    bits: Annotated[
+        int | None, typer.Option(help="Predict as if quantized to so many bits.", show_default=False)
+    ] = None,
+    group_size: Annotated[int, typer.Option(help="With --bits: columns per scale, -1 for the row.")] = 128,
     device: Device = "auto",
     json_file: JsonFile = None,
 ) -> None:
-    """Show what MODEL is: its shape, how it is stored, which kernels run it, and whether its files are whole."""
+    """Show what MODEL is: its shape, how it is stored, which kernels run it, and whether its files are whole.
+
+    With --context, what memory it takes by part; a config.json alone is enough for that.
+    """
+    if context is None and (memory is not None or bits is not None or model.is_file()):
+        raise UsageError("what memory a model takes depends on the tokens in its cache; add --context 2048")
+
     from octavo import api
     from octavo.records import refuse_changed_files, write_json
     from octavo.report.inspection import inspect_folder, print_inspection
+    from octavo.report.memory import memory_values, print_memory
 
-    inspection = inspect_folder(model, api.choose_device(device))
-    print_inspection(Console(), inspection)
+    shown = {} if model.is_file() else inspect_folder(model, api.choose_device(device))
+    if context is not None:
+        scheme = None if bits is None else _scheme(bits, group_size, symmetric=False)
+        available = None if memory is None else _bytes(memory, "--memory")
+        shown["memory"] = memory_values(model, context, scheme, available)
+    if not model.is_file():
+        print_inspection(Console(), shown)
+    if context is not None:
+        print_memory(Console(), shown["memory"])
     if json_file is not None:
-        write_json(json_file, inspection)
-    refuse_changed_files(inspection["files"], model)
+        write_json(json_file, shown)
+    refuse_changed_files(shown.get("files", {}), model)
 
 
 @command
 def convert(
-    source: Annotated[Path, typer.Argument(help="A .gguf file.", show_default=False)],
-    out: Annotated[Path, typer.Argument(help="Folder for the Hugging Face model.", show_default=False)],
+    source: Annotated[Path, typer.Argument(help="A .gguf file, a model folder, or a delta.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="A new folder, or a .gguf file.", show_default=False)],
+    base: Annotated[Path | None, typer.Option(help="What a delta is added to.", show_default=False)] = None,
+    to: Annotated[ConversionTarget | None, typer.Option(help="Layout of codes.", show_default="gptq")] = None,
+    max_shard_size: Annotated[str, typer.Option(help="Largest file: 5GB, 500MB.")] = "5GB",
 ) -> None:
-    """Turn a GGUF file into a dense Hugging Face model folder."""
-    from octavo.conversion.from_gguf import convert_gguf
+    """Turn other people's files into a Hugging Face folder, a folder into another layout, or into a GGUF file."""
+    from octavo.conversion.destination import ConversionOutput
+    from octavo.conversion.request import ConversionRequest, convert
+    from octavo.report.preflight import print_preflight_of
     from octavo.report.progress import ConversionProgress
 
+    output = ConversionOutput(out, _bytes(max_shard_size, "--max-shard-size"))
     with ConversionProgress(Console(stderr=True)) as progress:
-        convert_gguf(source, out, progress=progress)
+        notes = convert(ConversionRequest(source, output, base, to), progress)
+    for note in notes:
+        complain(note)
+    if out.is_dir():
+        print_preflight_of(Console(), out)
 
 
 def _reply(loaded: "LoadedModel", prompt: str, system: str | None, chat: bool) -> Callable[..., Any]:
@@ -294,13 +443,19 @@ def _rules(skip: list[str], override: list[str], default: QuantScheme) -> tuple[
     return tuple(rules)
 
 
-def _bytes(text: str) -> int:
+def _bytes(text: str, option: str) -> int:
     """A size such as 5GB in bytes."""
     units = {"GB": 10**9, "MB": 10**6, "KB": 10**3}
     number, unit = text[:-2], text[-2:].upper()
     if unit not in units or not number.isdigit() or int(number) == 0:
-        raise UsageError(f"--max-shard-size {text!r} is no size; write it like 5GB or 500MB")
+        raise UsageError(f"{option} {text!r} is no size; write it like 5GB or 500MB")
     return int(number) * units[unit]
+
+
+command(cli_serving.serve)
+command(cli_serving.chat)
+command(cli_judging.answer)
+command(cli_judging.judge)
 
 
 def main() -> None:

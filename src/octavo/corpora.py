@@ -34,6 +34,9 @@ LOCAL_FILES: dict[Dataset, dict[Split, str]] = {
     "c4": {"train": "c4-train.00000-of-01024.json.gz", "validation": "c4-validation.00000-of-00008.json.gz"},
 }
 
+# Before a file's name it says that another text stands in for it; results say so, too.
+STANDS_IN = "stand-in"
+
 # The names that turn up in published ShareGPT files.
 SHAREGPT_ROLES = {
     "system": "system",
@@ -124,6 +127,8 @@ def _load_from_folder(dataset: Dataset, split: Split, folder: Path) -> Corpus:
         samples = sorted(folder.glob("*.jsonl"))
         stands_in = not path.is_file() and len(samples) == 1
         path = samples[0] if stands_in else path
+    elif not path.is_file() and (substitute := folder / f"{STANDS_IN}.{path.name}").is_file():
+        path, name = substitute, f"{dataset}-{STANDS_IN}"
     if not path.is_file():
         there = ", ".join(sorted(entry.name for entry in folder.iterdir())[:10]) or "nothing"
         raise CorpusError(

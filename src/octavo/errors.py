@@ -2,6 +2,7 @@
 
     OctavoError
     ├── UsageError              a value that the caller gave lies outside what is accepted
+    │   └── ContextLengthError  a prompt that is longer than the model's context
     ├── CheckpointError         a model folder, or a file in it, is missing, damaged or contradictory
     ├── UnsupportedModelError   the files are sound, but describe something that Octavo does not run
     ├── TokenizerError          a tokenizer is missing or unusable
@@ -9,7 +10,10 @@
     ├── CorpusError             a text is missing, unreadable or too short
     ├── NumericalError          NaN or Inf where a number should be
     ├── OutputError             the place to write to is not ours, or is full
-    └── ResumeError             a started job cannot be continued with other inputs
+    ├── ResumeError             a started job cannot be continued with other inputs
+    ├── GrammarError            a grammar that a reply must follow is broken or out of bounds
+    ├── OverloadError           more work is waiting than is taken; come back later
+    └── EngineError             the engine stopped, and with it what it was writing
 
 Each message is one sentence that names the thing and the way out. `assert` is for our own mistakes only.
 """
@@ -21,6 +25,10 @@ class OctavoError(Exception):
 
 class UsageError(OctavoError, ValueError):
     """A value that the caller gave lies outside what is accepted."""
+
+
+class ContextLengthError(UsageError):
+    """A prompt that is longer than the model's context."""
 
 
 class CheckpointError(OctavoError):
@@ -53,3 +61,15 @@ class OutputError(OctavoError):
 
 class ResumeError(OctavoError):
     """A started job cannot be continued with other inputs."""
+
+
+class GrammarError(OctavoError):
+    """A grammar that a reply must follow is broken or out of bounds."""
+
+
+class OverloadError(OctavoError):
+    """More work is waiting than is taken; come back later."""
+
+
+class EngineError(OctavoError):
+    """The engine stopped, and with it what it was writing."""

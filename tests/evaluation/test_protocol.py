@@ -13,12 +13,13 @@ import torch
 from byte_tokenizer import byte_tokens, write_byte_tokenizer
 from conftest import shared
 from octavo.errors import CorpusError, TemplateError, UsageError
-from octavo.evaluation.protocol import benchmark_window, evaluation_windows
+from octavo.evaluation.protocol import Span, benchmark_window, evaluation_windows
 from octavo.evaluation.spec import EvaluationSpec
 from octavo.model.text_windows import sha256_of_tokens
 from octavo.model.tokenizer import Tokenizer, load_tokenizer
 
 LENGTH = 60
+CONTEXT = 8192
 WORDS = ["market", "<unk>", "N", "the", "é", "plan", "of", "shares", "said", "–"]
 
 
@@ -109,13 +110,16 @@ def c4_slices(rows: list[str], length: int) -> list[list[int]]:
     ],
 )
 def test_windows_are_the_references(tokenizer: Tokenizer, data: Path, text: str, protocol: str, expected) -> None:
-    result = evaluation_windows(EvaluationSpec(text, protocol, LENGTH, data_dir=data), tokenizer)
+    result = evaluation_windows(EvaluationSpec(text, protocol, LENGTH, data_dir=data), tokenizer, CONTEXT)
     assert result.windows.dtype == torch.int64
     assert result.windows.tolist() == expected(data)
-    assert (result.protocol, result.text) == (protocol, text)
+    assert (result.protocol, result.text) == (f"{protocol}@{LENGTH}", text)
+    assert result.spans == (Span(1, LENGTH),) * len(result.windows)
     assert result.tokens_sha256 == sha256_of_tokens(result.windows)
     assert result.source.startswith(str(data / text))
-    first = evaluation_windows(EvaluationSpec(text, protocol, LENGTH, windows=3, data_dir=data), tokenizer)
+    first = evaluation_windows(
+        EvaluationSpec(text, protocol, LENGTH, windows=3, data_dir=data), tokenizer, CONTEXT
+    )
     assert first.windows.tolist() == result.windows[:3].tolist()
     assert first.tokens_sha256 != result.tokens_sha256
 
@@ -124,13 +128,13 @@ def test_c4_new_ends_with_its_last_document(tokenizer: Tokenizer, data: Path) ->
     length = 1000
     expected = cut(byte_tokens(" ".join(c4_rows(data, "validation")[:1100])), length)
     assert 0 < len(expected) < 256
-    result = evaluation_windows(EvaluationSpec("c4", "gptq-new", length, data_dir=data), tokenizer)
+    result = evaluation_windows(EvaluationSpec("c4", "gptq-new", length, data_dir=data), tokenizer, CONTEXT)
     assert result.windows.tolist() == expected
 
 
 def test_what_a_result_says_of_a_stream(tokenizer: Tokenizer, data: Path) -> None:
     spec = EvaluationSpec("ptb", "gptq-new", LENGTH, windows=2, data_dir=data)
-    result = evaluation_windows(spec, tokenizer)
+    result = evaluation_windows(spec, tokenizer, CONTEXT)
     total = len(byte_tokens(" ".join(ptb_rows(data, "test"))))
     assert total % LENGTH != 0
     assert result.tokens_total == total
@@ -140,7 +144,7 @@ def test_what_a_result_says_of_a_stream(tokenizer: Tokenizer, data: Path) -> Non
 
 
 def test_what_a_result_says_of_slices(tokenizer: Tokenizer, data: Path) -> None:
-    result = evaluation_windows(EvaluationSpec("c4", "gptq", LENGTH, data_dir=data), tokenizer)
+    result = evaluation_windows(EvaluationSpec("c4", "gptq", LENGTH, data_dir=data), tokenizer, CONTEXT)
     assert result.windows.shape == (256, LENGTH)
     assert result.tokens_total == 256 * LENGTH
     drawn = {tuple(row) for row in result.windows.tolist()}
@@ -151,7 +155,7 @@ def test_what_a_result_says_of_slices(tokenizer: Tokenizer, data: Path) -> None:
 
 def test_more_windows_than_there_are_give_all(tokenizer: Tokenizer, data: Path) -> None:
     spec = EvaluationSpec("c4", "gptq-new", LENGTH, windows=10_000, data_dir=data)
-    result = evaluation_windows(spec, tokenizer)
+    result = evaluation_windows(spec, tokenizer, CONTEXT)
     assert result.windows.shape == (256, LENGTH)
     assert result.tokens_total == 256 * LENGTH
 
@@ -160,15 +164,17 @@ def test_a_sample_of_c4_says_what_it_is_and_what_came_of_it(tokenizer: Tokenizer
     (tmp_path / "c4").mkdir()
     lines = [json.dumps({"text": "x" * size}) + "\n" for size in (100, 20, 79)]
     (tmp_path / "c4" / "mine.jsonl").write_text("".join(lines))
-    slices = evaluation_windows(EvaluationSpec("c4", "gptq", 50, data_dir=tmp_path), tokenizer)
+    slices = evaluation_windows(EvaluationSpec("c4", "gptq", 50, data_dir=tmp_path), tokenizer, CONTEXT)
     assert slices.text == "c4-sample(3 docs), 256 windows"
     assert slices.description == (
         "c4-sample(3 docs), 256 windows: first 256 of 256 random windows of 50 (seed 0), from 2 of 3 documents"
     )
     # 1 + 100 + 1 + 20 + 1 + 79 tokens
-    contiguous = evaluation_windows(EvaluationSpec("c4", "gptq-new", 50, data_dir=tmp_path), tokenizer)
+    contiguous = evaluation_windows(EvaluationSpec("c4", "gptq-new", 50, data_dir=tmp_path), tokenizer, CONTEXT)
     assert (contiguous.text, contiguous.tokens_total) == ("c4-sample(3 docs), 4 windows", 202)
-    single = evaluation_windows(EvaluationSpec("c4", "gptq-new", 50, windows=1, data_dir=tmp_path), tokenizer)
+    single = evaluation_windows(
+        EvaluationSpec("c4", "gptq-new", 50, windows=1, data_dir=tmp_path), tokenizer, CONTEXT
+    )
     assert single.text == "c4-sample(3 docs), 1 window"
 
 
@@ -179,7 +185,7 @@ def test_a_shard_of_few_documents_is_not_called_c4(tokenizer: Tokenizer, tmp_pat
     for count, name in ((1099, "c4(1099 docs), 2 windows"), (1100, "c4")):
         shard.write_bytes(gzip.compress(line.encode() * count))
         spec = EvaluationSpec("c4", "gptq-new", 50, windows=2, data_dir=tmp_path)
-        assert evaluation_windows(spec, tokenizer).text == name
+        assert evaluation_windows(spec, tokenizer, CONTEXT).text == name
 
 
 def test_a_file_is_plain_whatever_the_protocol(tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -187,7 +193,7 @@ def test_a_file_is_plain_whatever_the_protocol(tokenizer: Tokenizer, tmp_path: P
     path.write_text('{"text": "first"}\n{"text": "second"}\n')
     stream = byte_tokens("first\n\nsecond")
     for protocol in ("gptq", "gptq-new"):
-        result = evaluation_windows(EvaluationSpec(str(path), protocol, 4), tokenizer)
+        result = evaluation_windows(EvaluationSpec(str(path), protocol, 4), tokenizer, CONTEXT)
         assert (result.protocol, result.text, result.source) == ("plain", "two.jsonl", str(path))
         assert result.windows.tolist() == cut(stream, 4)
         assert (
@@ -199,7 +205,7 @@ def test_a_file_of_conversations_is_chat(tokenizer: Tokenizer, tmp_path: Path) -
     path = tmp_path / "chat.jsonl"
     messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
     path.write_text(json.dumps({"messages": messages}) + "\n")
-    result = evaluation_windows(EvaluationSpec(str(path), length=10), tokenizer)
+    result = evaluation_windows(EvaluationSpec(str(path), length=10), tokenizer, CONTEXT)
     assert result.protocol == "chat"
     assert result.windows.tolist() == cut(byte_tokens("user: Hi</s><s>assistant: Ho</s>"), 10)
     assert result.description == (
@@ -213,17 +219,17 @@ def test_a_file_of_conversations_needs_a_template(tmp_path: Path) -> None:
     path = tmp_path / "chat.jsonl"
     path.write_text('{"messages": [{"role": "user", "content": "Hi"}]}\n')
     with pytest.raises(TemplateError, match="has no chat template"):
-        evaluation_windows(EvaluationSpec(str(path)), load_tokenizer(folder))
+        evaluation_windows(EvaluationSpec(str(path)), load_tokenizer(folder), CONTEXT)
 
 
 def test_a_text_shorter_than_a_window_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
     path = tmp_path / "short.txt"
     path.write_text("abc")
-    result = evaluation_windows(EvaluationSpec(str(path), length=4), tokenizer)
+    result = evaluation_windows(EvaluationSpec(str(path), length=4), tokenizer, CONTEXT)
     assert result.windows.shape == (1, 4)
     assert result.description == 'short.txt: 1 document joined by "\\n\\n", 4 tokens, first 1 of 1 windows of 4'
     with pytest.raises(CorpusError, match=r"short\.txt has 4 tokens, which fill no window of 5"):
-        evaluation_windows(EvaluationSpec(str(path), length=5), tokenizer)
+        evaluation_windows(EvaluationSpec(str(path), length=5), tokenizer, CONTEXT)
 
 
 @pytest.mark.parametrize("text", ["wikitext2", "ptb", "c4"])
@@ -274,7 +280,15 @@ def test_the_benchmark_window_of_a_file_is_as_short_as_asked(tokenizer: Tokenize
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"protocol": "gtpq"}, "gtpq is no protocol; choose gptq or gptq-new"),
+        (
+            {"protocol": "gtpq"},
+            "gtpq is no protocol; choose gptq, gptq-new, llamacpp, strided-512, lm-eval-word, or",
+        ),
+        ({"protocol": "gptq@"}, "gptq@ has no length behind its @; write it like gptq@4096"),
+        ({"protocol": "gptq@0"}, "gptq@0 has no length behind its @"),
+        ({"protocol": "gptq@many"}, "gptq@many has no length behind its @"),
+        ({"protocol": "gptq@1"}, "a window of length 1 predicts nothing"),
+        ({"protocol": "gptq@4096", "length": 2048}, "gptq@4096 and a length of 2048 contradict each other"),
         ({"length": 1}, "a window of length 1 predicts nothing"),
         ({"windows": 0}, "0 windows give no perplexity"),
     ],
@@ -294,7 +308,7 @@ def test_a_benchmark_of_one_token_is_refused(tokenizer: Tokenizer) -> None:
 def test_the_real_wikitext2_in_llama_tokens() -> None:
     tokenizer = load_tokenizer(shared("tokenizers/llama-32000"))
     spec = EvaluationSpec("wikitext2", data_dir=shared("corpora"))
-    result = evaluation_windows(spec, tokenizer)
+    result = evaluation_windows(spec, tokenizer, CONTEXT)
     assert (result.tokens_total, len(result.windows)) == (341_469, 166)
     assert result.windows[0, 0] == 1
     assert int((result.windows == 1).sum()) == 1

@@ -75,7 +75,7 @@ def test_a_comparison_is_its_definition(model, other):
                 one_sequence(window, 0, 33),
                 make_cache(each.config, 1, 33, CPU, torch.float32),
                 torch.arange(33),
-            ).double()
+            )[:32].double()
             for each in (other, model)
         ]
         probabilities = [each.softmax(1) for each in logits]

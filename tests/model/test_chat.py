@@ -169,7 +169,7 @@ def test_vicuna_is_what_fastchat_writes():
     assert text_of(vicuna_v1_1(TWO_TURNS)) == (
         f"{SYSTEM} USER: Hello! ASSISTANT: Hi!</s>USER: How are you? ASSISTANT:"
     )
-    assert vicuna_v1_1(TWO_TURNS[:2], add_generation_prompt=False) == (
+    assert vicuna_v1_1(TWO_TURNS[:2], ending="closed") == (
         Segment(f"{SYSTEM} ", control_tokens=False),
         Segment("USER: Hello! ", control_tokens=False),
         Segment("ASSISTANT: Hi!", control_tokens=False),
@@ -259,12 +259,11 @@ def test_a_models_own_template_goes_first(tmp_path):
 
 
 @every_template
-@pytest.mark.parametrize("add_generation_prompt", [True, False])
+@pytest.mark.parametrize("ending", ["reply", "closed"])
 @pytest.mark.parametrize("messages", [TWO_TURNS, WITH_SYSTEM], ids=["two turns", "with system"])
-def test_prompts_are_those_of_transformers(chatml, oracle, template, add_generation_prompt, messages):
-    options = {"add_generation_prompt": add_generation_prompt}
-    segments = render(messages, ChatTemplate(template), chatml, **options)
-    assert text_of(segments) == oracle(messages, template, **options)
+def test_prompts_are_those_of_transformers(chatml, oracle, template, ending, messages):
+    segments = render(messages, ChatTemplate(template), chatml, ending=ending)
+    assert text_of(segments) == oracle(messages, template, add_generation_prompt=ending == "reply")
 
 
 @every_template
@@ -606,3 +605,27 @@ def test_two_renderings_are_one_moment(chatml):
     """The clock must not tell the plain rendering from the disguised one."""
     template = ChatTemplate("{{ strftime_now('%H:%M:%S.%f') }}")
     assert re.fullmatch(r"\d\d:\d\d:\d\d\.\d{6}", text_of(render(TWO_TURNS, template, chatml)))
+
+
+# --- A last message that is to be continued
+
+
+def test_a_continued_message_is_left_open(chatml):
+    messages = [TWO_TURNS[0], Message("assistant", "It is <|im_end|> a ")]
+    segments = render(messages, ChatTemplate(CHATML), chatml, ending="continue")
+    assert text_of(segments) == ("<|im_start|>user\nHello!<|im_end|>\n<|im_start|>assistant\nIt is <|im_end|> a ")
+    assert [segment.text for segment in segments if segment.control_tokens] == [
+        "<|im_start|>", "<|im_end|>", "<|im_start|>"
+    ]  # fmt: skip
+    expected = f"{SYSTEM} USER: Hello! ASSISTANT: It is <|im_end|> a "
+    assert text_of(vicuna_v1_1(messages, ending="continue")) == expected
+
+
+def test_a_message_that_cannot_be_continued_is_refused(chatml):
+    with pytest.raises(UsageError, match="the last is the user's"):
+        render(TWO_TURNS, ChatTemplate(CHATML), chatml, ending="continue")
+    with pytest.raises(TemplateError, match=r"U\+10FFFF"):
+        render([Message("assistant", "\U0010ffff")], ChatTemplate(CHATML), chatml, ending="continue")
+    short = "{% for message in messages %}{{ message.content[:3] }}{% endfor %}"
+    with pytest.raises(TemplateError, match="leaves out the end"):
+        render([Message("assistant", "Once upon")], ChatTemplate(short), chatml, ending="continue")

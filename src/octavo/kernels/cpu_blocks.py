@@ -70,10 +70,19 @@ def prepare_block(parts: BlockParts, shape: BlockShape, device: torch.device, dt
         None if norm is None else norm.float().contiguous()
         for norm in (parts.attention_norm, parts.mlp_norm, parts.query_norm, parts.key_norm)
     ]
-    linears = (parts.query, parts.key, parts.value, parts.output, parts.gate, parts.up, parts.down)
+    addresses = [0 if norm is None else norm.data_ptr() for norm in norms]
     layer = _native.Layer(
-        *(0 if norm is None else norm.data_ptr() for norm in norms),
-        *map(_matrix, linears),
+        attention_norm=addresses[0],
+        mlp_norm=addresses[1],
+        query_norm=addresses[2],
+        key_norm=addresses[3],
+        query=_matrix(parts.query),
+        key=_matrix(parts.key),
+        value=_matrix(parts.value),
+        output=_matrix(parts.output),
+        gate=_matrix(parts.gate),
+        up=_matrix(parts.up),
+        down=_matrix(parts.down),
         head_dim=shape.head_dim,
         window=shape.window or 0,
         norm_epsilon=shape.norm_epsilon,

@@ -4,16 +4,25 @@ A template may write control tokens; what people typed never becomes one, not ev
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from octavo.errors import TemplateError, UsageError
 from octavo.model.templates import Disguise, make_disguise, run_template
 from octavo.model.tokenizer import Segment, Tokenizer
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
+
+# Renders a template as `run_template` does, perhaps under further limits.
+TemplateRunner = Callable[[str, Mapping[str, Any], Disguise, datetime], str]
+
+# Marks where the text of a message ends that is to be continued; Unicode assigns it to nothing.
+END_MARK = "\U0010ffff"
+
+# How a prompt ends: where the assistant's reply begins, after the last message, or within that, to go on with it.
+Ending = Literal["reply", "closed", "continue"]
 
 VICUNA_NAME = re.compile(r"vicuna.*?(?<!\d)1[._][135](?!\d)", re.IGNORECASE | re.DOTALL)
 VICUNA_SYSTEM = (
@@ -63,19 +72,32 @@ def render(
     template: ChatTemplate,
     tokenizer: Tokenizer,
     *,
-    add_generation_prompt: bool = True,
+    ending: Ending = "reply",
+    run: TemplateRunner = run_template,
 ) -> tuple[Segment, ...]:
     """The prompt of a chat, in which the control tokens that the template wrote are segments of their own.
 
-    With `add_generation_prompt` it ends where the assistant's reply begins. The texts, joined, are what Hugging
-    Face's `apply_chat_template` gives. Raises TemplateError if the template is broken, refuses the messages, goes
-    beyond the limits above, or alters contents so that its own control tokens cannot be told from typed ones.
+    It ends where the assistant's reply begins, or by `ending` otherwise. Except for "continue", the texts, joined,
+    are what Hugging Face's `apply_chat_template` gives. Raises TemplateError if the template is broken, refuses
+    the messages, goes beyond the limits above, or alters contents so that its own control tokens cannot be told
+    from typed ones.
     """
     if not messages:
         raise UsageError("a chat needs at least one message")
+    if ending == "continue" and messages[-1].role != "assistant":
+        raise UsageError(
+            f"only a message of the assistant can be continued; the last is the {messages[-1].role}'s"
+        )
     if template.jinja is None:
-        return vicuna_v1_1(messages, add_generation_prompt=add_generation_prompt)
-    return _render_jinja(messages, template.jinja, tokenizer, add_generation_prompt)
+        return vicuna_v1_1(messages, ending=ending)
+    variables: dict[str, Any] = {**tokenizer.special_tokens, "tools": None, "documents": None}
+    variables["add_generation_prompt"] = ending == "reply"
+    if ending != "continue":
+        return _render_jinja(messages, template.jinja, tokenizer, variables, run)
+    if any(END_MARK in message.content for message in messages):
+        raise TemplateError("a message holds U+10FFFF, which marks the end of what is continued; remove it")
+    marked = [*messages[:-1], Message("assistant", messages[-1].content + END_MARK)]
+    return _up_to_mark(_render_jinja(marked, template.jinja, tokenizer, variables, run))
 
 
 def encode_chat(
@@ -83,17 +105,18 @@ def encode_chat(
     template: ChatTemplate,
     tokenizer: Tokenizer,
     *,
-    add_generation_prompt: bool = True,
+    ending: Ending = "reply",
+    run: TemplateRunner = run_template,
 ) -> list[int]:
     """Token ids of a chat: those of the whole prompt, except that typed control tokens are text.
 
     A Jinja template writes its BOS itself, or wants none; before a Vicuna prompt the tokenizer puts its own.
     """
-    segments = render(messages, template, tokenizer, add_generation_prompt=add_generation_prompt)
+    segments = render(messages, template, tokenizer, ending=ending, run=run)
     return tokenizer.encode_segments(segments, beginning=template.jinja is None)
 
 
-def vicuna_v1_1(messages: Sequence[Message], *, add_generation_prompt: bool = True) -> tuple[Segment, ...]:
+def vicuna_v1_1(messages: Sequence[Message], *, ending: Ending = "reply") -> tuple[Segment, ...]:
     """Vicuna v1.1 as FastChat's code writes it (conversation.py, SeparatorStyle.TWO): no newlines.
 
     A system message at the beginning takes the place of the usual one; after it, user and assistant take turns, or
@@ -111,17 +134,30 @@ def vicuna_v1_1(messages: Sequence[Message], *, add_generation_prompt: bool = Tr
         else:
             segments.append(Segment(f"ASSISTANT: {turn.content}", control_tokens=False))
             segments.append(Segment("</s>", control_tokens=True))
-    if add_generation_prompt:
+    if ending == "reply":
         segments.append(Segment("ASSISTANT:", control_tokens=False))
+    if ending == "continue":
+        segments.pop()
     return tuple(segments)
 
 
+def _up_to_mark(segments: Sequence[Segment]) -> tuple[Segment, ...]:
+    """A prompt without what the template writes after the message that is continued."""
+    for place in reversed(range(len(segments))):
+        before, mark, _ = segments[place].text.rpartition(END_MARK)
+        if mark:
+            return (*segments[:place], Segment(before, segments[place].control_tokens))
+    raise TemplateError("the chat template leaves out the end of the last message, so it cannot be continued")
+
+
 def _render_jinja(
-    messages: Sequence[Message], source: str, tokenizer: Tokenizer, add_generation_prompt: bool
+    messages: Sequence[Message],
+    source: str,
+    tokenizer: Tokenizer,
+    variables: Mapping[str, Any],
+    run: TemplateRunner,
 ) -> tuple[Segment, ...]:
     """Render twice: as it is, and with contents in disguise; only what was not disguised is the template's own."""
-    variables: dict[str, Any] = {**tokenizer.special_tokens, "tools": None, "documents": None}
-    variables["add_generation_prompt"] = add_generation_prompt
     spellings = (tokenizer.spelling(token_id) for token_id in tokenizer.control_ids)
     texts = [source, *tokenizer.special_tokens.values(), *(message.content for message in messages)]
     # A control token without punctuation could also come about by a change of case.
@@ -132,7 +168,7 @@ def _render_jinja(
     prompts: list[str] = []
     for worn in (Disguise({}, {}), disguise):
         turns = [{"role": message.role, "content": worn.hide(message.content)} for message in messages]
-        prompts.append(run_template(source, {**variables, "messages": turns}, worn, now))
+        prompts.append(run(source, {**variables, "messages": turns}, worn, now))
     plain, disguised = prompts
     if disguise.show(disguised) != plain:
         raise TemplateError(

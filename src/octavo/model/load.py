@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from octavo.checkpoint.formats import SUFFIXES, FileQuantization, decode_linear, read_quantization
+from octavo.checkpoint.configuration import FileQuantization, read_quantization
+from octavo.checkpoint.formats import TensorSource, holds_codes, load_linear
+from octavo.checkpoint.inference import infer_quantization
 from octavo.checkpoint.tensors import TensorFolder
 from octavo.errors import CheckpointError, NumericalError
 from octavo.kernels import dispatch
@@ -17,13 +19,28 @@ from octavo.kernels.blocks import BlockParts, BlockShape, HeadParts, LinearParts
 from octavo.model.config import LlamaConfig, read_config
 from octavo.model.linear import Linear, make_linear
 from octavo.model.llama import Block, FusedBlock, FusedHead, Head, LlamaModel
-from octavo.weights import DenseWeight, Weight
+from octavo.schemes import QuantScheme
+from octavo.weights import DenseWeight, QuantizedWeight, Weight
 
 EMBEDDING = "model.embed_tokens"
 FINAL_NORM = "model.norm"
 HEAD = "lm_head"
 # Buffers that checkpoints of 2023 carry and that the configuration says better.
 IGNORED_SUFFIX = ".rotary_emb.inv_freq"
+
+# What a folder needs besides its weights, so that it can be used where it goes.
+CARRIED_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "generation_config.json",
+    "LICENSE",
+)
 
 # Field of Block: name within a decoder layer.
 LINEARS = {
@@ -61,6 +78,16 @@ def linear_shapes(config: LlamaConfig) -> dict[str, tuple[int, int]]:
     }
 
 
+def every_linear(config: LlamaConfig) -> dict[str, tuple[int, int]]:
+    """(out_features, in_features) of each linear of a model by name, the head included."""
+    shapes = {
+        f"{block_prefix(layer)}.{LINEARS[field]}": shape
+        for layer in range(config.layers)
+        for field, shape in linear_shapes(config).items()
+    }
+    return {**shapes, HEAD: (config.vocabulary_size, config.hidden_size)}
+
+
 def norm_shapes(config: LlamaConfig) -> dict[str, tuple[int]]:
     """Shapes of the norms of a decoder layer, by field of Block."""
     shapes = {"attention_norm": (config.hidden_size,), "mlp_norm": (config.hidden_size,)}
@@ -83,21 +110,20 @@ class ModelFolder:
     path: Path
     config: LlamaConfig
     quantization: FileQuantization | None
-    tensors: TensorFolder
+    tensors: TensorSource
 
     def weight(self, name: str, shape: tuple[int, int]) -> Weight:
         """The weight of the linear `name`, quantized where the folder holds its codes."""
         if f"{name}.weight" in self.tensors:
             return DenseWeight(finite(self.tensors.load(f"{name}.weight", shape), f"{name}.weight"))
-        if self.quantization is None or f"{name}.qweight" not in self.tensors:
+        if self.quantization is None or not holds_codes(name, self.tensors):
             raise CheckpointError(f"tensor {name}.weight is missing from {self.path}; fetch the checkpoint again")
-        parts = {f"{name}.{suffix}": self.tensors.load(f"{name}.{suffix}") for suffix in SUFFIXES}
-        return decode_linear(name, parts, shape, self.quantization)
+        return load_linear(name, shape, self.tensors, self.quantization)
 
     def head_weight(self) -> Weight:
         """The weight of the output head: the embedding where they are tied and no other is stored."""
         shape = (self.config.vocabulary_size, self.config.hidden_size)
-        if self.config.tied_embeddings and f"{HEAD}.qweight" not in self.tensors:
+        if self.config.tied_embeddings and not holds_codes(HEAD, self.tensors):
             return DenseWeight(self.vector(f"{EMBEDDING}.weight", shape))
         return self.weight(HEAD, shape)
 
@@ -108,8 +134,12 @@ class ModelFolder:
     def linear_parts(self, layer: int, field: str) -> LinearParts:
         """One linear of a decoder layer."""
         name, shape = f"{block_prefix(layer)}.{LINEARS[field]}", linear_shapes(self.config)[field]
-        bias = self.vector(f"{name}.bias", shape[:1]) if has_bias(self.config, field) else None
-        return LinearParts(self.weight(name, shape), bias)
+        if has_bias(self.config, field):
+            return LinearParts(self.weight(name, shape), self.vector(f"{name}.bias", shape[:1]))
+        # Checkpoints of March 2023 hold biases of zero for linears that have none.
+        if f"{name}.bias" in self.tensors and self.vector(f"{name}.bias", shape[:1]).any():
+            raise self.misplaced(f"{name}.bias")
+        return LinearParts(self.weight(name, shape))
 
     def norm(self, layer: int, field: str) -> Tensor:
         """One norm of a decoder layer."""
@@ -136,6 +166,32 @@ class ModelFolder:
             fields[field] = _linear(self.linear_parts(layer, field), device, dtype)
         return Block(**fields)
 
+    def schemes(self) -> dict[str, QuantScheme]:
+        """The scheme of each quantized linear; of those whose tensors have the same shapes, one is decoded."""
+        stored: dict[str, list[tuple[str, tuple[int, ...]]]] = {}
+        for spec in self.tensors.specs.values():
+            name, _, suffix = spec.name.rpartition(".")
+            stored.setdefault(name, []).append((suffix, spec.shape))
+        known: dict[tuple[tuple[str, tuple[int, ...]], ...], QuantScheme] = {}
+        schemes = {}
+        for name, shape in every_linear(self.config).items():
+            if not holds_codes(name, self.tensors):
+                continue
+            kind = tuple(sorted(stored[name]))
+            if kind not in known:
+                weight = self.weight(name, shape)
+                assert isinstance(weight, QuantizedWeight), "a linear that holds codes is no dense one"
+                known[kind] = weight.scheme
+            schemes[name] = known[kind]
+        return schemes
+
+    def misplaced(self, name: str) -> CheckpointError:
+        """What to raise for a tensor that the network has no place for."""
+        return CheckpointError(
+            f"{self.path} holds the tensor {name}, for which a {self.config.architecture} of {self.config.layers} "
+            "layers has no place; its config.json belongs to another model"
+        )
+
     def expected_tensors(self) -> Iterator[str]:
         """Names of the modules whose tensors a folder of this configuration holds."""
         yield from (EMBEDDING, FINAL_NORM, HEAD)
@@ -148,15 +204,18 @@ class ModelFolder:
 
 def open_folder(path: Path) -> ModelFolder:
     """Open a model folder and check that it holds no tensor that the network has no place for."""
+    return place_tensors(path, TensorFolder(path))
+
+
+def place_tensors(path: Path, tensors: TensorSource) -> ModelFolder:
+    """The model whose configuration lies in the folder `path`, with tensors from wherever they come."""
     config = read_config(path)
-    folder = ModelFolder(path, config, read_quantization(path), TensorFolder(path))
+    quantization = read_quantization(path) or infer_quantization(tensors, every_linear(config))
+    folder = ModelFolder(path, config, quantization, tensors)
     expected = set(folder.expected_tensors())
-    for name in folder.tensors.specs:
+    for name in tensors.specs:
         if name.rpartition(".")[0] not in expected and not name.endswith(IGNORED_SUFFIX):
-            raise CheckpointError(
-                f"{path} holds the tensor {name}, for which a {config.architecture} of {config.layers} layers "
-                "has no place; its config.json belongs to another model"
-            )
+            raise folder.misplaced(name)
     return folder
 
 

@@ -103,6 +103,6 @@ def _conversation_tokens(
 ) -> list[int]:
     try:
         messages = [Message(role, content) for role, content in conversation]
-        return encode_chat(messages, template, tokenizer, add_generation_prompt=False)
+        return encode_chat(messages, template, tokenizer, ending="closed")
     except (TemplateError, UsageError) as error:
         raise CorpusError(f"{where} cannot be written as a prompt: {error}") from error

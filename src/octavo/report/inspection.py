@@ -7,9 +7,11 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from octavo.checkpoint.formats import holds_codes
 from octavo.kernels import dispatch
-from octavo.model.load import HEAD, LINEARS, ModelFolder, block_prefix, linear_shapes, open_folder
+from octavo.model.load import ModelFolder, every_linear, open_folder
 from octavo.records import file_states
+from octavo.report.preflight import preflight_folder, preflight_values, print_preflight
 from octavo.report.tables import Column, as_size, print_table
 from octavo.weights import DenseWeight
 
@@ -32,11 +34,13 @@ def inspect_folder(path: Path, device: torch.device) -> dict[str, Any]:
         "vocabulary_size": config.vocabulary_size,
         "context": config.context,
         "scheme": "dense" if folder.quantization is None else str(folder.quantization.default),
-        "format": None if folder.quantization is None else folder.quantization.layout,
+        "format": None if folder.quantization is None else folder.quantization.dialect,
         "bytes": sum(spec.bytes for spec in specs),
         "bytes_of_linears": linear_bytes,
         "bits_per_weight_of_linears": 8 * linear_bytes / weights,
+        "inferred_from": [] if folder.quantization is None else list(folder.quantization.evidence),
         "linears": _kinds(folder, linears, device),
+        "loads_in": preflight_values(preflight_folder(folder)),
         "files": file_states(path),
     }
 
@@ -55,6 +59,7 @@ def print_inspection(console: Console, inspection: dict[str, Any]) -> None:
         ("of which linears", as_size(inspection["bytes_of_linears"])),
         ("bits per weight of linears", f"{inspection['bits_per_weight_of_linears']:.3f}"),
     ]
+    facts += [("inferred", reason) for reason in inspection["inferred_from"]]
     print_table(console, inspection["path"], (Column("fact", number=False), Column("value", number=False)), facts)
     kinds = [
         (
@@ -68,21 +73,19 @@ def print_inspection(console: Console, inspection: dict[str, Any]) -> None:
     names = ("stored", "kernel", "passed over")
     columns = (Column("linears"), *(Column(name, number=False) for name in names))
     print_table(console, "kernels", columns, kinds)
+    print_preflight(console, inspection["loads_in"])
     if inspection["files"]:
         titles = (Column("file", number=False), Column("against its record", number=False))
         print_table(console, "files", titles, list(inspection["files"].items()))
 
 
 def _linear_shapes(folder: ModelFolder) -> dict[str, tuple[int, int]]:
-    """Every linear of the model by name; the head only where it has a weight of its own."""
-    shapes = {
-        f"{block_prefix(layer)}.{LINEARS[field]}": shape
-        for layer in range(folder.config.layers)
-        for field, shape in linear_shapes(folder.config).items()
+    """Every linear that has a weight of its own, which a tied head has not, by name."""
+    return {
+        name: shape
+        for name, shape in every_linear(folder.config).items()
+        if f"{name}.weight" in folder.tensors or holds_codes(name, folder.tensors)
     }
-    if any(f"{HEAD}.{suffix}" in folder.tensors for suffix in ("weight", "qweight")):
-        shapes[HEAD] = (folder.config.vocabulary_size, folder.config.hidden_size)
-    return shapes
 
 
 def _kinds(folder: ModelFolder, linears: dict[str, tuple[int, int]], device: torch.device) -> list[dict[str, Any]]:

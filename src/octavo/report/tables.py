@@ -29,6 +29,12 @@ def print_table(console: Console, title: str, columns: Sequence[Column], rows: S
     console.print(table)
 
 
+def as_markdown(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown; a bar in a cell would end it, and is escaped."""
+    lines = [titles, ["---"] * len(titles), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |" for cells in lines)
+
+
 def with_error(value: float, error: float | None, digits: int) -> str:
     """A value and its standard error."""
     text = f"{value:.{digits}f}"

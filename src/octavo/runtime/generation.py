@@ -84,22 +84,42 @@ def text_of(tokens: Iterable[int], text_stream: TextStream) -> Iterator[str]:
 
 def until_stop(pieces: Iterable[str], stop: Sequence[str]) -> Iterator[str]:
     """Text up to the first stop string, which is left out; what could be the beginning of one is held back."""
-    if "" in stop:
-        raise UsageError("an empty stop string would stop before the first token; leave it out")
-    held = ""
+    watch = StopStrings(stop)
     for piece in pieces:
-        for character in piece:
-            held += character
-            if found := [held.find(string) for string in stop if string in held]:
-                if text := held[: min(found)]:
-                    yield text
-                return
-        settled = len(held) - _longest_beginning(held, stop)
-        if settled:
-            yield held[:settled]
-            held = held[settled:]
-    if held:
-        yield held
+        if settled := watch.push(piece):
+            yield settled
+        if watch.found:
+            return
+    if rest := watch.rest():
+        yield rest
+
+
+class StopStrings:
+    """Looks for stop strings in a text that comes in pieces; `found` says whether one came."""
+
+    def __init__(self, stop: Sequence[str]) -> None:
+        if "" in stop:
+            raise UsageError("an empty stop string would stop before the first token; leave it out")
+        self.found = False
+        self._stop = stop
+        self._held = ""
+
+    def push(self, piece: str) -> str:
+        """What is certain to stand before any stop string, of this piece and those before it."""
+        for character in piece if self._stop else ():
+            self._held += character
+            if starts := [self._held.find(string) for string in self._stop if string in self._held]:
+                self.found = True
+                return self._held[: min(starts)]
+        if not self._stop:
+            return piece
+        settled = len(self._held) - _longest_beginning(self._held, self._stop)
+        text, self._held = self._held[:settled], self._held[settled:]
+        return text
+
+    def rest(self) -> str:
+        """What was held back, once no more text comes."""
+        return self._held
 
 
 def _longest_beginning(text: str, stop: Sequence[str]) -> int:

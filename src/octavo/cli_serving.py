@@ -1,0 +1,97 @@
+"""The verbs `serve` and `chat` of the command line."""
+
+import contextlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from octavo.runtime.params import SamplingParams
+from octavo.runtime.requests import EngineLimits
+
+if TYPE_CHECKING:
+    from octavo.model.llama import LlamaModel
+    from octavo.model.tokenizer import Tokenizer
+
+LIMITS, SAMPLING = EngineLimits(), SamplingParams()
+
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+
+
+def serve(
+    models: Annotated[list[str], typer.Argument(help="Folders or hub names, or NAME=FOLDER.", show_default=False)],
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; others than loopback need a key.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 takes any that is free.")] = 8080,
+    api_key: Annotated[
+        list[str] | None, typer.Option(help="Let in only who has it.", envvar="OCTAVO_API_KEY", show_default=False)
+    ] = None,
+    admin_key: Annotated[
+        list[str] | None,
+        typer.Option(help="May load and unload too.", envvar="OCTAVO_ADMIN_KEY", show_default=False),
+    ] = None,
+    host_name: Annotated[
+        list[str] | None, typer.Option(help="A name under which browsers may come.", show_default=False)
+    ] = None,
+    rows: Annotated[int, typer.Option(min=1, help="Replies written at a time.")] = LIMITS.rows,
+    queue: Annotated[int, typer.Option(min=0, help="Requests that may wait.")] = LIMITS.queue,
+    cache: Annotated[float, typer.Option(help="GB of memory for the past of each model's replies.")] = 2.0,
+    device: Device = "auto",
+) -> None:
+    """Serve MODELS to clients of OpenAI's API."""
+    from octavo.server.run import folders_by_name, serve
+    from octavo.server.settings import ServerSettings
+
+    settings = ServerSettings(host, port, tuple(api_key or ()), tuple(admin_key or ()), tuple(host_name or ()))
+    limits = EngineLimits(rows, queue, int(cache * 10**9))
+    serve(
+        folders_by_name(models),
+        loader_for(device),
+        settings,
+        limits,
+        lambda url: typer.echo(f"octavo: listening on {url}", err=True),
+    )
+
+
+def chat(
+    model: Annotated[str, typer.Argument(help="Folder, hub name, or http://… of a server.", show_default=False)],
+    system: Annotated[str | None, typer.Option(help="System message.", show_default=False)] = None,
+    name: Annotated[str | None, typer.Option(help="Which model of a server.", show_default="its first")] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longest reply, in tokens.", show_default="what fits")
+    ] = None,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.7,
+    seed: Annotated[int | None, typer.Option(help="Repeats a draw.", show_default="random")] = SAMPLING.seed,
+    api_key: Annotated[
+        str | None, typer.Option(help="Of a server.", envvar="OCTAVO_API_KEY", show_default=False)
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Talk to MODEL. From a pipe, it answers what it reads and prints the answer only."""
+    from octavo.server.partners import ReplySettings, chat_partner
+    from octavo.server.terminal import Terminal
+
+    settings = ReplySettings(SamplingParams(temperature, seed=seed), max_new_tokens)
+    with contextlib.closing(chat_partner(model, name, api_key, loader_for(device))) as partner:
+        terminal = Terminal(partner, settings)
+        terminal.conversation.set_system(system or "")
+        if sys.stdin.isatty():
+            terminal.run()
+        else:
+            terminal.answer_once(sys.stdin.read())
+
+
+def loader_for(device: str) -> "Callable[[Path], tuple[LlamaModel, Tokenizer]]":
+    """What makes a model of a folder; a device that is not here is refused at once."""
+    from octavo import api
+
+    place = str(api.choose_device(device))
+
+    def load(folder: Path) -> "tuple[LlamaModel, Tokenizer]":
+        loaded = api.load(folder, place)
+        return loaded.network, loaded.tokenizer
+
+    return load

@@ -1,0 +1,1 @@
+"""OpenAI-compatible HTTP API, and the terminal chat that is its client; no model logic."""
