@@ -10,6 +10,7 @@ import pytest
 
 from conftest import shared
 from octavo import cli
+from octavo.kernels import cpu
 from small_models import write_model
 
 
@@ -68,7 +69,8 @@ def test_quantize_evaluate_and_inspect(run, stories_folder, text, tmp_path):
     code, output, _ = run("inspect", out)
     assert code == 0
     assert "scheme\t8-bit-64g symmetric" in output
-    assert "35\t8-bit-64g symmetric\treference\t–" in output
+    kernel = "native CPU" if cpu.missing_library() is None else "reference"
+    assert f"35\t8-bit-64g symmetric\t{kernel}\tTriton: it runs on NVIDIA GPUs" in output
     assert "model.safetensors\twhole" in output
 
 

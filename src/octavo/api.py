@@ -18,13 +18,11 @@ from octavo.evaluation.results import BenchmarkRecord, ComparisonRecord
 from octavo.evaluation.scoring import EvaluationObserver
 from octavo.evaluation.spec import BenchmarkSpec, ComparisonSpec, EvaluationSpec
 from octavo.evaluation.subject import Subject, parse_subject
-from octavo.kernels.blocks import LinearParts
-from octavo.model.baselines import build_baseline, open_dense_folder
+from octavo.model.baselines import RoundedFolder, build_int8, open_dense_folder
 from octavo.model.chat import Message, encode_chat, template_for
 from octavo.model.config import read_config
-from octavo.model.linear import Linear, make_int8_linear, make_linear
 from octavo.model.llama import LlamaModel
-from octavo.model.load import ModelFolder, load_model, open_folder
+from octavo.model.load import ModelFolder, build_model, load_model, open_folder
 from octavo.model.tokenizer import TextStream, Tokenizer, load_tokenizer
 from octavo.quantization.blocks import Observer
 from octavo.quantization.calibration import calibration_tokens
@@ -43,7 +41,7 @@ from octavo.records import (
 )
 from octavo.runtime.generation import generate_tokens, text_of, until_stop
 from octavo.runtime.params import SamplingParams
-from octavo.weights import DenseWeight
+from octavo.weights import DenseWeight, QuantizedWeight
 
 DEFAULT_NEW_TOKENS = 256
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -232,15 +230,14 @@ def _baseline(subject: Subject, folder: ModelFolder, device: torch.device) -> Ll
     if subject.method in PRECISIONS:
         return load_model(folder.path, device, PRECISIONS[subject.method])
     dtype, scheme = compute_dtype(device), subject.rounding
+    if scheme is None:
+        return build_int8(folder, device, dtype)
 
-    def made(parts: LinearParts) -> Linear:
-        assert isinstance(parts.weight, DenseWeight), "the folder is dense"
-        if scheme is None:
-            return make_int8_linear(parts.weight, parts.bias, device, dtype)
-        rounded = round_to_nearest(parts.weight.values.to(device, torch.float32), scheme, smallest_zero=0)
-        return make_linear(rounded, parts.bias, device, dtype)
+    def rounded(weight: DenseWeight) -> QuantizedWeight:
+        return round_to_nearest(weight.values.to(device, torch.float32), scheme, smallest_zero=0)
 
-    return build_baseline(folder, device, dtype, made)
+    parts = (folder.path, folder.config, folder.quantization, folder.tensors)
+    return build_model(RoundedFolder(*parts, rounded), device, dtype)
 
 
 def _hashes(folder: Path) -> dict[str, str]:

@@ -225,11 +225,20 @@ def load_model(
     dtype: torch.dtype,
     block_kernels: Sequence[ModuleType] = dispatch.BLOCK_KERNELS,
 ) -> LlamaModel:
-    """The whole model of a folder, each layer built at once as what it is.
+    """The whole model of a folder; see `build_model`."""
+    return build_model(open_folder(path), device, dtype, block_kernels)
+
+
+def build_model(
+    folder: ModelFolder,
+    device: torch.device,
+    dtype: torch.dtype,
+    block_kernels: Sequence[ModuleType] = dispatch.BLOCK_KERNELS,
+) -> LlamaModel:
+    """The whole model of an opened folder, each layer built at once as what it is.
 
     Layers that none of `block_kernels` runs whole are run part by part.
     """
-    folder = open_folder(path)
     config = folder.config
     vocabulary = (config.vocabulary_size, config.hidden_size)
     return LlamaModel(
