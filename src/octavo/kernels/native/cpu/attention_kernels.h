@@ -14,10 +14,10 @@ namespace {
 
 constexpr float minus_infinity = -__builtin_inff();
 
+// The positions of a block in the cache, and what is worked out for it.
 struct AttentionMemory {
-    RowsAt<float> queries;  // [lines][padded_dim], normed, rotated, and scaled by 1 / sqrt(head_dim)
+    RowsAt<float> queries;  // [lines][head_dim], normed, rotated, and scaled by 1 / sqrt(head_dim)
     RowsAt<float> keys;     // [head_dim][block_positions]
-    RowsAt<float> values;   // [block_positions][padded_dim]
     RowsAt<float> weights;  // [lines][block_positions]
     RowsAt<float> sums;     // [lines][state_size], of the block at hand
     RowsAt<float> merged;   // [lines][state_size], of those before it
@@ -30,48 +30,52 @@ struct AttentionMemory {
         };
         queries = rows(lines, shape.padded_dim());
         keys = rows(shape.head_dim, block_positions);
-        values = rows(block_positions, shape.padded_dim());
         weights = rows(lines, block_positions);
         sums = rows(lines, shape.state_size());
         merged = rows(lines, shape.state_size());
     }
 };
 
-// products[l][16 v …] += sum over k, in order, of left[l][k] * right[k][16 v …].
-template <class Floats, int lines, int vectors>
-void multiply_tile(RowsAt<const float> left, RowsAt<const float> right, Range k, RowsAt<float> products) {
+// products[l][c] += sum over k, in order, of left[l][k] * right[k][c], for `count` columns c from `column` on: one
+// vector of them that may be shorter, or `vectors` whole ones.
+template <class Floats, int lines, int vectors, class Right>
+void multiply_tile(RowsAt<const float> left, Right right, Range k, RowsAt<float> products, std::int64_t column,
+                   int count) {
+    const auto load = [&](const float* values, int v) {
+        return vectors == 1 ? Floats::load_first(values, count) : Floats::load(values + v * lane_count);
+    };
     Floats sums[lines][vectors];
     for (int l = 0; l < lines; ++l) {
-        for (int v = 0; v < vectors; ++v) sums[l][v] = Floats::load(products[l] + v * lane_count);
+        for (int v = 0; v < vectors; ++v) sums[l][v] = Floats::load(products[l] + column + v * lane_count);
     }
     for (std::int64_t i = k.begin; i < k.end; ++i) {
         Floats factors[vectors];
-        for (int v = 0; v < vectors; ++v) factors[v] = Floats::load(right[i] + v * lane_count);
+        for (int v = 0; v < vectors; ++v) factors[v] = load(right[i] + column, v);
         for (int l = 0; l < lines; ++l) {
             const Floats factor = Floats::broadcast(left[l][i]);
             for (int v = 0; v < vectors; ++v) sums[l][v] = multiply_add(factor, factors[v], sums[l][v]);
         }
     }
     for (int l = 0; l < lines; ++l) {
-        for (int v = 0; v < vectors; ++v) sums[l][v].store(products[l] + v * lane_count);
+        for (int v = 0; v < vectors; ++v) sums[l][v].store(products[l] + column + v * lane_count);
     }
 }
 
-// The same for `count` lines, 1 … `most`, and any number of vectors.
-template <class Floats, int most = Floats::tile_lines>
-void multiply_lines(std::int64_t count, RowsAt<const float> left, RowsAt<const float> right, Range k,
-                    RowsAt<float> products, std::int64_t vectors) {
+// The same for `count` lines, 1 … `most`, and columns `columns.begin` …; products have room for whole vectors.
+template <class Floats, int most = Floats::tile_lines, class Right>
+void multiply_lines(std::int64_t count, RowsAt<const float> left, Right right, Range k, RowsAt<float> products,
+                    Range columns) {
     if constexpr (most > 1) {
-        if (count < most) return multiply_lines<Floats, most - 1>(count, left, right, k, products, vectors);
+        if (count < most) return multiply_lines<Floats, most - 1>(count, left, right, k, products, columns);
     }
-    std::int64_t v = 0;
-    for (; v + Floats::tile_vectors <= vectors; v += Floats::tile_vectors) {
-        multiply_tile<Floats, most, Floats::tile_vectors>(left, {right.first + v * lane_count, right.stride}, k,
-                                                          {products.first + v * lane_count, products.stride});
+    constexpr int at_once = Floats::tile_vectors * lane_count;
+    std::int64_t column = columns.begin;
+    for (; column + at_once <= columns.end; column += at_once) {
+        multiply_tile<Floats, most, Floats::tile_vectors>(left, right, k, products, column, at_once);
     }
-    for (; v < vectors; ++v) {
-        multiply_tile<Floats, most, 1>(left, {right.first + v * lane_count, right.stride}, k,
-                                       {products.first + v * lane_count, products.stride});
+    for (; column < columns.end; column += lane_count) {
+        const int rest = static_cast<int>(columns.end - column < lane_count ? columns.end - column : lane_count);
+        multiply_tile<Floats, most, 1>(left, right, k, products, column, rest);
     }
 }
 
@@ -124,32 +128,44 @@ inline Range seen_by(const Attention& attention, std::int64_t row, std::int64_t 
     return seen.begin < seen.end ? seen : Range{0, 0};
 }
 
-// Brings the keys and values of a block's positions near: keys by dimension, values by position.
-template <class Floats>
-void gather_block(const Attention& attention, const AttentionTask& task, std::int64_t block, Range positions,
-                  const AttentionMemory& memory) {
+// The keys and values of a block's positions in the cache; those of positions that no line sees are any others.
+struct CachedRows {
+    const float* keys[block_positions];
+    const float* values[block_positions];
+};
+
+// Finds the rows of `positions`, and asks for them ahead of their use: they lie scattered, and no processor guesses.
+inline void find_rows(const Attention& attention, const AttentionTask& task, std::int64_t block, Range positions,
+                      CachedRows& rows) {
     const HeadShape& shape = attention.shape;
-    const std::int64_t first = block * block_positions;
-    std::int64_t page = (first + positions.begin) / attention.page_size;
-    std::int64_t within = (first + positions.begin) % attention.page_size;
-    const float* keys[block_positions] = {};
+    const std::int64_t first = block * block_positions + positions.begin;
+    std::int64_t page = first / attention.page_size, within = first % attention.page_size;
     for (std::int64_t position = positions.begin; position < positions.end; ++position) {
         const std::int64_t slot = task.page_slots[page] + within;
         const std::int64_t place = (slot * shape.kv_heads + task.kv_head) * shape.head_dim;
-        keys[position] = attention.cached_keys + place;
-        by_lanes(shape.head_dim, [&](std::int64_t d, int count) {
-            Floats::load_first(attention.cached_values + place + d, count).store(memory.values[position] + d);
-        });
+        rows.keys[position] = attention.cached_keys + place;
+        rows.values[position] = attention.cached_values + place;
+        for (std::int64_t d = 0; d < shape.head_dim; d += lane_count) {
+            __builtin_prefetch(rows.keys[position] + d);
+            __builtin_prefetch(rows.values[position] + d);
+        }
         if (++within == attention.page_size) {
             within = 0;
             ++page;
         }
     }
-    for (std::int64_t p = positions.begin / lane_count * lane_count; p < positions.end; p += lane_count) {
-        by_lanes(shape.head_dim, [&](std::int64_t d, int count) {
-            const float* columns[lane_count];
-            for (int i = 0; i < lane_count; ++i) columns[i] = keys[p + i] == nullptr ? nullptr : keys[p + i] + d;
-            Floats::transpose(columns, count, memory.keys[d] + p, memory.keys.stride);
+}
+
+// The keys of a block by dimension, so that scores are computed for sixteen positions side by side.
+template <class Floats>
+void transpose_keys(std::int64_t head_dim, Range positions, CachedRows& rows, RowsAt<float> keys) {
+    const std::int64_t first = positions.begin / lane_count * lane_count;
+    const std::int64_t end = (positions.end + lane_count - 1) / lane_count * lane_count;
+    for (std::int64_t p = first; p < positions.begin; ++p) rows.keys[p] = rows.keys[positions.begin];
+    for (std::int64_t p = positions.end; p < end; ++p) rows.keys[p] = rows.keys[positions.begin];
+    for (std::int64_t p = first; p < end; p += lane_count) {
+        by_lanes(head_dim, [&](std::int64_t d, int count) {
+            Floats::transpose(rows.keys + p, d, count, keys[d] + p, keys.stride);
         });
     }
 }
@@ -183,28 +199,24 @@ void weigh(Range seen, float* weights, float* sums) {
 // Adds the weighted values of `count` lines. Each goes through the positions it sees and no others, in order; those
 // that all of them see are gone through together.
 template <class Floats>
-void add_values(std::int64_t count, const Range* seen, RowsAt<const float> weights, RowsAt<const float> values,
-                RowsAt<float> sums, std::int64_t vectors) {
+void add_values(std::int64_t count, const Range* seen, RowsAt<const float> weights, const float* const* values,
+                RowsAt<float> sums, std::int64_t head_dim) {
     Range common = seen[0];
     for (std::int64_t l = 1; l < count; ++l) {
         if (seen[l].begin > common.begin) common.begin = seen[l].begin;
         if (seen[l].end < common.end) common.end = seen[l].end;
     }
-    const auto alone = [&](std::int64_t begin_of(Range, Range), std::int64_t end_of(Range, Range)) {
-        for (std::int64_t l = 0; l < count; ++l) {
-            const Range own{begin_of(seen[l], common), end_of(seen[l], common)};
-            if (own.begin < own.end) {
-                multiply_lines<Floats, 1>(1, {weights[l], 0}, values, own, {sums[l], 0}, vectors);
-            }
-        }
+    const auto alone = [&](std::int64_t l, std::int64_t begin, std::int64_t end) {
+        if (begin >= end) return;
+        multiply_lines<Floats, 1>(1, {weights[l], 0}, values, {begin, end}, {sums[l], 0}, {0, head_dim});
     };
     if (common.begin >= common.end) {
-        alone([](Range own, Range) { return own.begin; }, [](Range own, Range) { return own.end; });
+        for (std::int64_t l = 0; l < count; ++l) alone(l, seen[l].begin, seen[l].end);
         return;
     }
-    alone([](Range own, Range) { return own.begin; }, [](Range, Range all) { return all.begin; });
-    multiply_lines<Floats>(count, weights, values, common, sums, vectors);
-    alone([](Range, Range all) { return all.end; }, [](Range own, Range) { return own.end; });
+    for (std::int64_t l = 0; l < count; ++l) alone(l, seen[l].begin, common.begin);
+    multiply_lines<Floats>(count, weights, values, common, sums, {0, head_dim});
+    for (std::int64_t l = 0; l < count; ++l) alone(l, common.end, seen[l].end);
 }
 
 // The positions of a block that the rows of a task see, taken together.
@@ -227,27 +239,28 @@ void sum_block(const Attention& attention, const AttentionTask& task, std::int64
     const HeadShape& shape = attention.shape;
     const std::int64_t each = shape.heads_each(), lines = task.rows.size() * each;
     const Range positions = seen_by_any(attention, task, block);
-    gather_block<Floats>(attention, task, block, positions, memory);
-    const std::int64_t first = positions.begin / lane_count * lane_count;
-    const std::int64_t vectors = (positions.end - first + lane_count - 1) / lane_count;
+    CachedRows rows;
+    find_rows(attention, task, block, positions, rows);
+    transpose_keys<Floats>(shape.head_dim, positions, rows, memory.keys);
+    const Range scored{positions.begin / lane_count * lane_count,
+                       (positions.end + lane_count - 1) / lane_count * lane_count};
     const Floats zero = Floats::broadcast(0.0f);
     for (std::int64_t line = 0; line < lines; line += Floats::tile_lines) {
         const std::int64_t count = lines - line < Floats::tile_lines ? lines - line : Floats::tile_lines;
         Range seen[Floats::tile_lines];
         for (std::int64_t l = 0; l < count; ++l) {
             seen[l] = seen_by(attention, task.rows.begin + (line + l) / each, block);
-            for (std::int64_t v = 0; v < vectors; ++v) zero.store(memory.weights[line + l] + first + v * lane_count);
+            float* scores = memory.weights[line + l];
+            for (std::int64_t p = scored.begin; p < scored.end; p += lane_count) zero.store(scores + p);
             for (std::int64_t d = 0; d < shape.state_size(); d += lane_count) zero.store(memory.sums[line + l] + d);
         }
-        multiply_lines<Floats>(count, {memory.queries[line], memory.queries.stride},
-                               {memory.keys.first + first, memory.keys.stride}, {0, shape.head_dim},
-                               {memory.weights[line] + first, memory.weights.stride}, vectors);
-        for (std::int64_t l = 0; l < count; ++l) {
-            weigh<Floats>(seen[l], memory.weights[line + l], memory.sums[line + l]);
-        }
-        add_values<Floats>(count, seen, {memory.weights[line], memory.weights.stride},
-                           {memory.values.first, memory.values.stride},
-                           {memory.sums[line] + lane_count, memory.sums.stride}, shape.padded_dim() / lane_count);
+        const RowsAt<float> weights{memory.weights[line], memory.weights.stride};
+        const RowsAt<float> sums{memory.sums[line], memory.sums.stride};
+        multiply_lines<Floats>(count, {memory.queries[line], memory.queries.stride}, memory.keys, {0, shape.head_dim},
+                               weights, scored);
+        for (std::int64_t l = 0; l < count; ++l) weigh<Floats>(seen[l], weights[l], sums[l]);
+        add_values<Floats>(count, seen, {weights.first, weights.stride}, rows.values,
+                           {sums.first + lane_count, sums.stride}, shape.head_dim);
     }
 }
 

@@ -40,8 +40,8 @@ void init_head(Head* self, Address norm, float norm_epsilon, SharedMatrix projec
     new (self) Head(at<const float>(norm), norm_epsilon, projection);
 }
 
-void run_layer_at(const Layer& layer, const Step& step, Address keys, Address values, std::int64_t slots, Address hidden,
-                  Address outputs, Pool* pool, Isa isa) {
+void run_layer_at(const Layer& layer, const Step& step, Address keys, Address values, std::int64_t slots,
+                  Address hidden, Address outputs, Pool* pool, Isa isa) {
     const nb::gil_scoped_release release;
     run_layer(layer, step, {at<float>(keys), at<float>(values), slots}, at<const float>(hidden), at<float>(outputs),
               pool_or_default(pool), isa);

@@ -98,11 +98,10 @@ struct PortableFloats {
     friend float largest(PortableFloats a) {
         return a.tree([](float one, float other) { return one > other ? one : other; });
     }
-    // to[column * stride + i] = rows[i][column] for columns 0 … count - 1, of which there are at most 16; a null row
-    // counts as zeros.
-    static void transpose(const float* const rows[lane_count], int count, float* to, std::int64_t stride) {
+    // to[column * stride + i] = rows[i][first + column] for columns 0 … count - 1, of which there are at most 16.
+    static void transpose(const float* const* rows, std::int64_t first, int count, float* to, std::int64_t stride) {
         for (int column = 0; column < count; ++column) {
-            for (int i = 0; i < lane_count; ++i) to[column * stride + i] = rows[i] == nullptr ? 0.0f : rows[i][column];
+            for (int i = 0; i < lane_count; ++i) to[column * stride + i] = rows[i][first + column];
         }
     }
 };
@@ -179,18 +178,16 @@ struct Avx2Floats {
         const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
         return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
     }
-    static void transpose(const float* const rows[lane_count], int count, float* to, std::int64_t stride) {
-        for (int half = 0; half < 2; ++half) {
+    static void transpose(const float* const* rows, std::int64_t first, int count, float* to, std::int64_t stride) {
+        for (int half = 0; half < lane_count; half += 8) {
             for (int column = 0; column < count; column += 8) {
                 const int columns = count - column < 8 ? count - column : 8;
-                __m256 quad[8];
+                __m256 row[8];
                 for (int i = 0; i < 8; ++i) {
-                    const float* row = rows[8 * half + i];
-                    quad[i] = row == nullptr ? _mm256_setzero_ps()
-                                             : _mm256_maskload_ps(row + column, first_mask(columns));
+                    row[i] = _mm256_maskload_ps(rows[half + i] + first + column, first_mask(columns));
                 }
-                transpose_eight(quad);
-                for (int i = 0; i < columns; ++i) _mm256_storeu_ps(to + (column + i) * stride + 8 * half, quad[i]);
+                transpose_eight(row);
+                for (int i = 0; i < columns; ++i) _mm256_storeu_ps(to + (column + i) * stride + half, row[i]);
             }
         }
     }
@@ -255,11 +252,9 @@ struct Avx512Floats {
     }
     friend float sum(Avx512Floats a) { return sum(a.halves()); }
     friend float largest(Avx512Floats a) { return largest(a.halves()); }
-    static void transpose(const float* const rows[lane_count], int count, float* to, std::int64_t stride) {
+    static void transpose(const float* const* rows, std::int64_t first, int count, float* to, std::int64_t stride) {
         __m512 row[lane_count];
-        for (int i = 0; i < lane_count; ++i) {
-            row[i] = rows[i] == nullptr ? _mm512_setzero_ps() : _mm512_maskz_loadu_ps(first_mask(count), rows[i]);
-        }
+        for (int i = 0; i < lane_count; ++i) row[i] = _mm512_maskz_loadu_ps(first_mask(count), rows[i] + first);
         transpose_sixteen(row);
         for (int i = 0; i < count; ++i) _mm512_storeu_ps(to + i * stride, row[i]);
     }

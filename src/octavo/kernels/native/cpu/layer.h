@@ -1,5 +1,5 @@
-// A whole decoder layer, and the head, as one call each: docs/decisions/0006-native-library.md says what they
-// compute to the last bit.
+// A whole decoder layer, and the head, as one call each. To the last bit they are their products, as
+// docs/decisions/0006-native-library.md defines them, and what vectors.h defines between these.
 #pragma once
 
 #include <cstdint>

@@ -99,9 +99,11 @@ Attention attention_of(const Layer& layer, const Step& step, Cache cache, std::i
     const auto part = [&](std::size_t i) {
         return RowsAt<const float>{products.first + layer.inputs.first_output(i), products.stride};
     };
-    return {layer.shape,      {layer.query_norm.data(), layer.norm_epsilon}, {layer.key_norm.data(), layer.norm_epsilon},
-            first_row,        part(0), part(1), part(2), cache.keys, cache.values, step.positions(),
-            step.write_slots(), step.cosine(), step.sine(), step.page_size()};
+    const Norm query_norm{layer.query_norm.data(), layer.norm_epsilon};
+    const Norm key_norm{layer.key_norm.data(), layer.norm_epsilon};
+    return {layer.shape, query_norm,   key_norm,         first_row,          part(0),       part(1),     part(2),
+            cache.keys,  cache.values, step.positions(), step.write_slots(), step.cosine(), step.sine(),
+            step.page_size()};
 }
 
 // Some rows on their way through a layer; they are counted from the first of them.
@@ -279,8 +281,8 @@ void run_layer(const Layer& layer, const Step& step, Cache cache, const float* h
         throw std::invalid_argument("the angles are those of heads of another size");
     }
     if (step.slots() > cache.slots) {
-        throw std::invalid_argument("the cache has " + std::to_string(cache.slots) + " slots, but the page table names slot " +
-                                    std::to_string(step.slots() - 1));
+        throw std::invalid_argument("the cache has " + std::to_string(cache.slots) +
+                                    " slots, but the page table names slot " + std::to_string(step.slots() - 1));
     }
     const std::int64_t width = layer.hidden_size();
     for (std::int64_t first = 0; first < step.rows(); first += chunk_rows) {

@@ -1,5 +1,9 @@
 // The parts of a decoder layer that are no product with a weight: norm, rotation, attention, gating. The same bits
 // from every instruction set, for a row alone or among others.
+//
+// That is so because each number is computed in one order. Squares, and the weights of a block of positions, are
+// summed through sixteen lanes, which are then added as a tree, lane i and i + 8, 4, 2, 1. A score is summed over the
+// dimensions of a head in order, weighted values over the positions of a block, and blocks are merged in order.
 #pragma once
 
 #include <cstdint>
@@ -19,7 +23,9 @@ struct HeadShape {
     std::int64_t window;  // positions that a row sees, itself included; 0: all
 
     [[gnu::always_inline]] std::int64_t heads_each() const { return heads / kv_heads; }  // that share a key
-    [[gnu::always_inline]] std::int64_t padded_dim() const { return (head_dim + panel_outputs - 1) / panel_outputs * panel_outputs; }
+    [[gnu::always_inline]] std::int64_t padded_dim() const {
+        return (head_dim + panel_outputs - 1) / panel_outputs * panel_outputs;
+    }
     // Floats of what a block leaves behind for a row and head: its maximum and sum, then its weighted values.
     [[gnu::always_inline]] std::int64_t state_size() const { return panel_outputs + padded_dim(); }
 };
