@@ -122,17 +122,18 @@ ATTACKS = [
 
 @pytest.mark.parametrize("pattern", ATTACKS)
 def test_costly_patterns_are_refused_or_cheap(compiler, pattern):
-    started = time.monotonic()
+    # Time of the processor, so that a busy machine does not count against the bounds.
+    started = time.process_time()
     try:
         grammar = compiler.from_pattern(pattern)
         for _ in range(20):
-            started = time.monotonic()
+            started = time.process_time()
             grammar.accept(allowed(grammar)[-1])
             if grammar.finished:
                 break
     except GrammarError as error:
         assert len(str(error)) < 500
-    assert time.monotonic() - started < 30  # unbounded, it takes minutes
+    assert time.process_time() - started < 2
 
 
 def deep(levels):
