@@ -25,6 +25,7 @@ from octavo.weights import QuantizedWeight, sequential_groups
 HIDDEN, MLP, HEADS, HEAD_DIM = 4096, 11008, 32, 128  # LLaMA-7B
 LEAST_BYTES = 1.2e9
 CONTEXT = 64
+PASSES = 5
 BARS = {8: 0.90, 4: 0.85}
 CPU = torch.device("cpu")
 
@@ -78,22 +79,27 @@ def make_layer(scheme: QuantScheme) -> cpu_blocks.PreparedBlock:
 
 
 def measure(layers: Sequence[cpu_blocks.PreparedBlock], size: int, turns: int) -> tuple[list[float], list[float]]:
-    """Fraction of the bandwidth beside it, and bytes per second, of each turn through all layers."""
+    """Fraction of the bandwidth beside it, and bytes per second, of each turn."""
     cache = LayerCache(*(torch.randn(CONTEXT, HEADS, HEAD_DIM) for _ in range(2)))
     batch = one_sequence(torch.zeros(1, dtype=torch.int64), CONTEXT - 1, CONTEXT)
     rows = Rows(torch.full((1, HEAD_DIM // 2), 0.5), 1.0, batch.write_slots, batch.pages)
     hidden = torch.randn(1, HIDDEN)
     fractions, rates = [], []
-    for turn in range(turns + 1):
-        bandwidth = read_bandwidth()
+
+    def run(passes: int) -> float:
         started = time.perf_counter()
-        states = hidden
-        for layer in layers:
-            states = cpu_blocks.run_block(states, rows, cache, layer)
-        rate = len(layers) * size / (time.perf_counter() - started)
-        if turn:  # the first turn warms up
-            fractions.append(rate / bandwidth)
-            rates.append(rate)
+        for _ in range(passes):
+            states = hidden
+            for layer in layers:
+                states = cpu_blocks.run_block(states, rows, cache, layer)
+        return passes * len(layers) * size / (time.perf_counter() - started)
+
+    for _ in range(turns):
+        bandwidth = read_bandwidth()
+        # The measurement frees over a gigabyte, which keeps the system busy for some tens of milliseconds.
+        run(1)
+        rates.append(run(PASSES))
+        fractions.append(rates[-1] / bandwidth)
     return fractions, rates
 
 
