@@ -164,8 +164,9 @@ struct CodesTile {
         // Few rows leave registers free: more sums side by side hide the latency of the products.
         constexpr int strands = rows * panels >= 4 ? 1 : 4 / (rows * panels);
         alignas(64) float sums[panels][rows][panel_outputs] = {};
-        const std::uint8_t* unit = matrix.values.data() + panel * matrix.panel_bytes();
-        const std::int16_t* inputs = encoded.integers.data() + row * encoded.columns;
+        const Strides strides{matrix.panel_bytes(), encoded.columns};
+        const std::uint8_t* unit = matrix.values.data() + panel * strides.panel;
+        const std::int16_t* inputs = encoded.integers.data() + row * strides.row;
         std::int64_t column = 0;
         for (std::int64_t segment = 0; segment < encoded.segments; ++segment) {
             Integers products[panels][rows][strands];
@@ -175,7 +176,9 @@ struct CodesTile {
                 });
             });
             const std::int64_t end = matrix.form.segment_ends[static_cast<std::size_t>(segment)];
-            for (; column < end; column += column_unit, unit += unit_bytes) add_unit(unit, inputs + column, products);
+            for (; column < end; column += column_unit, unit += unit_bytes) {
+                add_unit(unit, inputs + column, strides, products);
+            }
             close(products, row, panel, segment, sums);
         }
         const float* row_scales = encoded.scales.data() + row;
@@ -184,17 +187,21 @@ struct CodesTile {
         }
     }
 
-    // Adds the products of sixteen columns.
+    // From one panel to the next, in bytes, and from one row of inputs to the next, in integers.
+    struct Strides {
+        std::int64_t panel, row;
+    };
+
+    // Adds the products of sixteen columns. All that it needs comes by value: nothing but sums may take registers.
     template <int panels, int rows, int strands>
-    [[gnu::always_inline]] void add_unit(const std::uint8_t* unit, const std::int16_t* inputs,
-                                         Integers (&products)[panels][rows][strands]) const {
-        const std::int64_t panel_bytes = matrix.panel_bytes();
-        unrolled<panels>([&](auto p) { prefetch(unit + p * panel_bytes); });
+    [[gnu::always_inline]] static void add_unit(const std::uint8_t* unit, const std::int16_t* inputs, Strides strides,
+                                                Integers (&products)[panels][rows][strands]) {
+        unrolled<panels>([&](auto p) { prefetch(unit + p * strides.panel); });
         unrolled<pairs_of_unit>([&](auto pair) {
             Integers codes[panels];
-            unrolled<panels>([&](auto p) { codes[p] = codes_of<pair>(unit + p * panel_bytes); });
+            unrolled<panels>([&](auto p) { codes[p] = codes_of<pair>(unit + p * strides.panel); });
             unrolled<rows>([&](auto r) {
-                const Integers both = Lanes::broadcast_pair(inputs + r * encoded.columns + 2 * pair);
+                const Integers both = Lanes::broadcast_pair(inputs + r * strides.row + 2 * pair);
                 unrolled<panels>([&](auto p) {
                     Integers& sum = products[p][r][pair % strands];
                     sum = Lanes::dot(sum, codes[p], both);
