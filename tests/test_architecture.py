@@ -19,7 +19,7 @@ LONGEST_FILE = 500
 LONGEST_FUNCTION = 60
 WIDEST_SIGNATURE = 6
 # Here each flag is a parameter, and a signature as wide as the command has flags.
-COMMAND_LINE = {"octavo.cli", "octavo.cli_judging", "octavo.cli_serving"}
+COMMAND_LINE = {"octavo.cli", "octavo.cli_judging", "octavo.cli_publishing", "octavo.cli_serving"}
 
 # From the name of a module, such as "octavo.weights" or "octavo.model.__init__", to its source.
 House = dict[str, str]

@@ -202,6 +202,7 @@ def test_help_names_every_verb(run):
         "generate",
         "inspect",
         "convert",
+        "push",
     ):
         assert verb in output
     code, output, _ = run("quantize", "--help")

@@ -1,4 +1,7 @@
-"""What Python users call: quantize, load, evaluate. Paths in, records out; nothing is printed."""
+"""What Python users call: quantize, load, evaluate. Models in, records out; nothing is printed.
+
+A model is a folder, or a repository of the Hugging Face hub: `org/name`, or `org/name@revision`.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +24,7 @@ from octavo.evaluation.subject import Subject, parse_subject
 from octavo.model.baselines import RoundedFolder, build_int8, open_dense_folder
 from octavo.model.chat import Message, encode_chat, template_for
 from octavo.model.config import read_config
+from octavo.model.hub import find_model
 from octavo.model.llama import LlamaModel
 from octavo.model.load import ModelFolder, build_model, load_model, open_folder
 from octavo.model.tokenizer import TextStream, Tokenizer, load_tokenizer
@@ -86,8 +90,9 @@ class LoadedModel:
 
 
 def load(path: str | Path, device: str = "auto") -> LoadedModel:
-    """Load a model folder, dense or quantized. `device` is auto, cpu, cuda or cuda:N."""
-    folder, place = Path(path), choose_device(device)
+    """Load a model, dense or quantized. `device` is auto, cpu, cuda or cuda:N."""
+    place = choose_device(device)
+    folder = find_model(path)
     return LoadedModel(folder, load_model(folder, place, compute_dtype(place)), load_tokenizer(folder))
 
 
@@ -99,11 +104,12 @@ def quantize(
     device: str = "auto",
     observer: Observer | None = None,
 ) -> QuantizationRecord:
-    """Quantize the model folder `model` into `out`; its record.
+    """Quantize `model` into the folder `out`; its record.
 
     Run again after a kill, it goes on where it was. `calibration` is not read by a recipe that needs none.
     """
-    source, place = Path(model), choose_device(device)
+    place = choose_device(device)
+    source = find_model(model)
     destination = out if isinstance(out, Destination) else Destination(Path(out))
     read_config(source)  # a path that is no model is refused before a text is fetched for it
     listening = observer or Observer()
@@ -123,7 +129,7 @@ def evaluate(
 ) -> EvaluationRecord:
     """Perplexity of a model on each text; with a `reference` also how far its predictions are from it.
 
-    Either may be `FOLDER@BASELINE`, a dense folder run as a baseline (see `Subject`). UsageError where the two do
+    Either may be `MODEL@BASELINE`, a dense model run as a baseline (see `Subject`). UsageError where the two do
     not share a tokenizer.
     """
     listening, place = observer or EvaluationObserver(), choose_device(device)
@@ -213,16 +219,17 @@ def compute_dtype(device: torch.device) -> torch.dtype:
 def _candidate(subject: Subject, device: torch.device, observer: EvaluationObserver) -> Candidate:
     """A model that is to be measured, its files checked against their record."""
     observer.preparing(f"loading {subject}")
-    files = _hashes(subject.path)
+    path = find_model(subject.path)
+    files = _hashes(path)
     if subject.method is None:
-        network = load_model(subject.path, device, compute_dtype(device))
-        size = stored_size(open_folder(subject.path))
+        network = load_model(path, device, compute_dtype(device))
+        size = stored_size(open_folder(path))
     else:
-        folder = open_dense_folder(subject.path)
+        folder = open_dense_folder(path)
         network, size = _baseline(subject, folder, device), baseline_size(folder, subject)
-    record = subject.path / QUANTIZATION_RECORD
+    record = path / QUANTIZATION_RECORD
     calibration = read_json(record)["inputs"]["calibration"] if record.exists() else None
-    return Candidate(subject, files, calibration, network, load_tokenizer(subject.path), size)
+    return Candidate(subject, files, calibration, network, load_tokenizer(path), size)
 
 
 def _baseline(subject: Subject, folder: ModelFolder, device: torch.device) -> LlamaModel:

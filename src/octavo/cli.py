@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
 import typer
 from rich.console import Console
 
-from octavo import __version__, cli_judging, cli_serving
+from octavo import __version__, cli_judging, cli_publishing, cli_serving
 from octavo.errors import OctavoError, UsageError
 from octavo.evaluation.spec import LINE_UP, BenchmarkSpec, ComparisonSpec, EvaluationSpec
 from octavo.quantization.recipe import ActOrder, CalibrationSpec, Method, Recipe, ScaleSearch
@@ -96,7 +96,7 @@ def command(function: Callable[Parameters, None]) -> Callable[Parameters, None]:
 
 @command
 def quantize(
-    model: Annotated[Path, typer.Argument(help="Folder of the dense model.", show_default=False)],
+    model: Annotated[str, typer.Argument(help="Dense model: a folder, or a name on the hub.", show_default=False)],
     out: Annotated[Path, typer.Argument(help="Folder for the result.", show_default=False)],
     bits: Annotated[int, typer.Option(help="2, 3, 4 or 8.")] = SCHEME.bits,
     group_size: Annotated[int, typer.Option(help="Columns per scale; -1 is the whole row.")] = SCHEME.group_size
@@ -169,7 +169,7 @@ def quantize(
 @command
 def evaluate(
     model: Annotated[
-        str, typer.Argument(help="Model folder, dense or quantized, or FOLDER@BASELINE.", show_default=False)
+        str, typer.Argument(help="Folder or hub name, dense or quantized, or MODEL@BASELINE.", show_default=False)
     ],
     reference: Annotated[
         str | None,
@@ -216,7 +216,7 @@ def evaluate(
 @command
 def benchmark(
     model: Annotated[
-        str, typer.Argument(help="Model folder, dense or quantized, or FOLDER@BASELINE.", show_default=False)
+        str, typer.Argument(help="Folder or hub name, dense or quantized, or MODEL@BASELINE.", show_default=False)
     ],
     dataset: Annotated[
         str, typer.Option(help="wikitext2, ptb, c4 or files, separated by commas.")
@@ -246,7 +246,9 @@ def benchmark(
 def compare(
     models: Annotated[
         list[str],
-        typer.Argument(help="Model folders, or FOLDER@BASELINE; the first is the reference.", show_default=False),
+        typer.Argument(
+            help="Folders or hub names, or MODEL@BASELINE; the first is the reference.", show_default=False
+        ),
     ],
     protocol: Annotated[
         str, typer.Option(help="The tables: benchmark and protocols, separated by commas.")
@@ -268,7 +270,7 @@ def compare(
 ) -> None:
     """Put MODELS side by side: the three tables of a model card, differences, and what may be said of each pair.
 
-    A dense folder also stands for its baselines: `FOLDER@fp16`, `@bf16`, `@fp32`, `@llm.int8`, `@rtn-8` (rounded
+    A dense model also stands for its baselines: `MODEL@fp16`, `@bf16`, `@fp32`, `@llm.int8`, `@rtn-8` (rounded
     row by row), `@rtn-4-128g`.
     """
     tables, texts = tuple(protocol.split(",")), tuple(dataset.split(","))
@@ -287,30 +289,8 @@ def compare(
 
 
 @command
-def card(
-    model: Annotated[Path, typer.Argument(help="Quantized model folder.", show_default=False)],
-    base_model: Annotated[
-        str, typer.Option(help="The hub's name of the model that was quantized.", show_default=False)
-    ],
-    record: Annotated[
-        list[Path], typer.Option(help="File of octavo compare --json; may be given again.", show_default=False)
-    ],
-    base_folder: Annotated[
-        Path | None, typer.Option(help="Its folder, whose card says the license.", show_default=False)
-    ] = None,
-) -> None:
-    """Write MODEL's card, README.md with its plots, from records made for just these weights."""
-    from octavo.model.load import open_folder
-    from octavo.report.card import CardSpec, write_card
-    from octavo.report.preflight import preflight_folder, preflight_values
-
-    spec = CardSpec(model, base_model, tuple(record), base_folder)
-    print(write_card(spec, preflight_values(preflight_folder(open_folder(model)))))
-
-
-@command
 def generate(
-    model: Annotated[Path, typer.Argument(help="Model folder, dense or quantized.", show_default=False)],
+    model: Annotated[str, typer.Argument(help="Folder or hub name, dense or quantized.", show_default=False)],
     prompt: Annotated[str, typer.Option(help="Text to go on from.", show_default=False)],
     chat: Annotated[
         bool, typer.Option("--chat", help="The prompt is a question; put it through the chat template.")
@@ -346,7 +326,7 @@ def generate(
 @command
 def inspect(
     model: Annotated[
-        Path, typer.Argument(help="Model folder, dense or quantized, or a config.json.", show_default=False)
+        str, typer.Argument(help="Folder or hub name, dense or quantized, or a config.json.", show_default=False)
     ],
     context: Annotated[
         int | None, typer.Option(help="Predict the memory for so many tokens.", show_default=False)
@@ -363,45 +343,55 @@ def inspect(
 
     With --context, what memory it takes by part; a config.json alone is enough for that.
     """
-    if context is None and (memory is not None or bits is not None or model.is_file()):
+    configuration_only = Path(model).is_file()
+    if context is None and (memory is not None or bits is not None or configuration_only):
         raise UsageError("what memory a model takes depends on the tokens in its cache; add --context 2048")
 
     from octavo import api
+    from octavo.model.hub import find_model
     from octavo.records import refuse_changed_files, write_json
     from octavo.report.inspection import inspect_folder, print_inspection
     from octavo.report.memory import memory_values, print_memory
 
-    shown = {} if model.is_file() else inspect_folder(model, api.choose_device(device))
+    path = find_model(model)
+    shown = {} if configuration_only else inspect_folder(path, api.choose_device(device))
     if context is not None:
         scheme = None if bits is None else _scheme(bits, group_size, symmetric=False)
         available = None if memory is None else _bytes(memory, "--memory")
-        shown["memory"] = memory_values(model, context, scheme, available)
-    if not model.is_file():
+        shown["memory"] = memory_values(path, context, scheme, available)
+    if not configuration_only:
         print_inspection(Console(), shown)
     if context is not None:
         print_memory(Console(), shown["memory"])
     if json_file is not None:
         write_json(json_file, shown)
-    refuse_changed_files(shown.get("files", {}), model)
+    refuse_changed_files(shown.get("files", {}), path)
 
 
 @command
 def convert(
-    source: Annotated[Path, typer.Argument(help="A .gguf file, a model folder, or a delta.", show_default=False)],
+    source: Annotated[
+        str, typer.Argument(help="A .gguf file, a model or a delta: folder or hub name.", show_default=False)
+    ],
     out: Annotated[Path, typer.Argument(help="A new folder, or a .gguf file.", show_default=False)],
-    base: Annotated[Path | None, typer.Option(help="What a delta is added to.", show_default=False)] = None,
+    base: Annotated[
+        str | None, typer.Option(help="What a delta is added to: folder or hub name.", show_default=False)
+    ] = None,
     to: Annotated[ConversionTarget | None, typer.Option(help="Layout of codes.", show_default="gptq")] = None,
     max_shard_size: Annotated[str, typer.Option(help="Largest file: 5GB, 500MB.")] = "5GB",
 ) -> None:
     """Turn other people's files into a Hugging Face folder, a folder into another layout, or into a GGUF file."""
     from octavo.conversion.destination import ConversionOutput
     from octavo.conversion.request import ConversionRequest, convert
+    from octavo.model.hub import find_model
     from octavo.report.preflight import print_preflight_of
     from octavo.report.progress import ConversionProgress
 
     output = ConversionOutput(out, _bytes(max_shard_size, "--max-shard-size"))
+    base_folder = None if base is None else find_model(base, pickled=True)
+    request = ConversionRequest(find_model(source, pickled=True), output, base_folder, to)
     with ConversionProgress(Console(stderr=True)) as progress:
-        notes = convert(ConversionRequest(source, output, base, to), progress)
+        notes = convert(request, progress)
     for note in notes:
         complain(note)
     if out.is_dir():
@@ -456,6 +446,8 @@ command(cli_serving.serve)
 command(cli_serving.chat)
 command(cli_judging.answer)
 command(cli_judging.judge)
+command(cli_publishing.card)
+command(cli_publishing.push)
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """The verbs `answer` and `judge` of the command line."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -83,12 +83,9 @@ def judge(
 def _asking(
     model: str, name: str | None, api_key: str | None, device: str, how: tuple[SamplingParams, int]
 ) -> "Iterator[Ask]":
-    """What answers a conversation with the whole of its reply; a model in this process is stopped at the end."""
-    from octavo.server.partners import LocalPartner, ReplySettings, ReplyStatistics, chat_partner
+    """What answers a conversation with the whole of its reply; it is closed at the end."""
+    from octavo.server.partners import ReplySettings, ReplyStatistics, chat_partner
 
-    partner, settings = chat_partner(model, name, api_key, loader_for(device)), ReplySettings(*how)
-    try:
+    settings = ReplySettings(*how)
+    with closing(chat_partner(model, name, api_key, loader_for(device))) as partner:
         yield lambda messages: "".join(partner.reply(messages, settings, ReplyStatistics()))
-    finally:
-        if isinstance(partner, LocalPartner):
-            partner.engine.close()

@@ -36,6 +36,27 @@ def test_a_folder_with_an_at_in_its_name_is_a_folder(tmp_path: Path) -> None:
     assert parse_subject(folder) == Subject(folder)
 
 
+@pytest.mark.parametrize(
+    ("text", "model", "method"),
+    [
+        ("leaves/small", "leaves/small", None),
+        ("leaves/small@main", "leaves/small@main", None),
+        ("leaves/small@rtn-8", "leaves/small", "rtn-8"),
+        ("leaves/small@v2@llm.int8", "leaves/small@v2", "llm.int8"),
+        ("leaves/small@rtn-9", "leaves/small@rtn-9", None),
+    ],
+)
+def test_a_name_on_the_hub_may_have_a_revision(text: str, model: str, method: str | None) -> None:
+    assert parse_subject(text) == Subject(Path(model), method)
+
+
+def test_a_folder_of_two_levels_has_no_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "leaves" / "small").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="main is no baseline"):
+        parse_subject("leaves/small@main")
+
+
 @pytest.mark.parametrize("method", ["int8", "rtn", "rtn-5", "rtn-4-0g", "rtn-4-128", "fp8", ""])
 def test_what_is_no_baseline(method: str) -> None:
     with pytest.raises(UsageError, match=f"^{method} is no baseline; choose fp32, bf16, fp16, llm.int8, rtn-8 or"):

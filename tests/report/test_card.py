@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ from conftest import shared
 from octavo import CalibrationSpec, api, quantize
 from octavo.errors import CheckpointError, OutputError, UsageError
 from octavo.evaluation.spec import ComparisonSpec
-from octavo.records import as_json
-from octavo.report.card import CardSpec, write_card
+from octavo.records import as_json, sha256_of_file
+from octavo.report.card import CardSpec, files_to_publish, write_card
 from octavo.report.tables import as_markdown
 
 LOADS = [
@@ -157,3 +158,45 @@ def test_a_base_folder_without_a_card_gives_no_license(spec: CardSpec, made: Pat
 
 def test_a_table_in_markdown() -> None:
     assert as_markdown(["a", "b"], [["1", "x|y"]]) == "| a | b |\n| --- | --- |\n| 1 | x\\|y |"
+
+
+def test_what_is_published(spec: CardSpec) -> None:
+    folder = spec.folder
+    with pytest.raises(CheckpointError, match=r"has no README\.md; octavo card writes one$"):
+        files_to_publish(folder)
+    write_card(spec, LOADS)
+    (folder / "notes.txt").write_text("mine")
+    expected = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} - {"notes.txt"}
+    files = files_to_publish(folder)
+    assert set(files) == expected and len(files) == len(expected)
+    assert {"README.md", "octavo.json", "model.safetensors", "plots/kl-divergence.png"} <= set(files)
+
+
+def test_a_card_of_other_weights_is_not_published(spec: CardSpec) -> None:
+    card = write_card(spec, LOADS)
+    record = spec.folder / "octavo.json"
+    (spec.folder / "config.json").write_text((spec.folder / "config.json").read_text() + " ")
+    with pytest.raises(CheckpointError, match=r"config\.json is changed"):
+        files_to_publish(spec.folder)
+    values = json.loads(record.read_text())
+    values["files"]["config.json"] = sha256_of_file(spec.folder / "config.json")
+    record.write_text(json.dumps(values))
+    with pytest.raises(CheckpointError, match=r"README\.md is of other weights .* octavo card$"):
+        files_to_publish(spec.folder)
+    assert card.exists()
+
+
+def test_the_command_pushes(spec: CardSpec, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """What huggingface_hub does with it is tested with models by name."""
+    from octavo import cli
+    from octavo.model import hub
+
+    asked: list[Any] = []
+    monkeypatch.setattr(hub, "publish", lambda *words: asked.append(words) or "https://hub/leaves/small")
+    write_card(spec, LOADS)
+    monkeypatch.setattr(sys, "argv", ["octavo", "push", str(spec.folder), "leaves/small", "--private"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert not ended.value.code
+    assert asked == [(spec.folder, files_to_publish(spec.folder), "leaves/small", True)]
+    assert capsys.readouterr().out == "https://hub/leaves/small\n"

@@ -1,10 +1,11 @@
-"""What is measured: a model folder as it is, or a dense one run as a baseline. Loads without torch."""
+"""What is measured: a model as it is, or a dense one run as a baseline."""
 
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from octavo.errors import UsageError
+from octavo.model.hub import REPOSITORY
 from octavo.schemes import QuantScheme
 
 PRECISIONS = {"fp32": 32, "bf16": 16, "fp16": 16}  # bits of a number
@@ -14,7 +15,7 @@ ROUNDED = re.compile(r"rtn-([2348])(?:-([1-9]\d*)g)?")
 
 @dataclass(frozen=True)
 class Subject:
-    """A folder, and the baseline that it is run as; None is the folder as it is.
+    """A folder, or a name on the hub, and the baseline that it is run as; None is the model as it is.
 
     Baselines are made of a dense folder while it is loaded: `fp32`, `bf16` and `fp16` compute in that precision;
     `llm.int8` is LLM.int8(); `rtn-8` rounds each row to its own asymmetric grid, as `--nearest` of GPTQ's
@@ -25,8 +26,7 @@ class Subject:
     method: str | None = None
 
     def __post_init__(self) -> None:
-        known = (None, LLM_INT8, *PRECISIONS)
-        if self.method not in known and self.rounding is None:
+        if self.method is not None and not is_baseline(self.method):
             raise UsageError(
                 f"{self.method} is no baseline; choose {', '.join(PRECISIONS)}, {LLM_INT8}, rtn-8 or rtn-4-128g"
             )
@@ -53,7 +53,21 @@ class Subject:
         return str(self.path) if self.method is None else f"{self.path}@{self.method}"
 
 
+def is_baseline(method: str) -> bool:
+    """Whether a dense model can be run as this."""
+    return method == LLM_INT8 or method in PRECISIONS or ROUNDED.fullmatch(method) is not None
+
+
 def parse_subject(text: str | Path) -> Subject:
-    """`FOLDER`, or `FOLDER@BASELINE`; a folder whose own name has an @ is taken as it is."""
+    """`MODEL`, or `MODEL@BASELINE`; MODEL is a folder, or a name on the hub: `org/name`, `org/name@revision`.
+
+    A folder whose own name has an @ is taken as it is. Behind a name on the hub, what is no baseline is a
+    revision.
+    """
     path, mark, method = str(text).rpartition("@")
-    return Subject(Path(path), method) if mark and not Path(text).exists() else Subject(Path(text))
+    if not mark or Path(text).exists():
+        return Subject(Path(text))
+    on_the_hub = REPOSITORY.fullmatch(path) and not Path(path).exists()
+    if on_the_hub and not is_baseline(method):
+        return Subject(Path(text))
+    return Subject(Path(path), method)

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from octavo.checkpoint.tensors import tensor_files
+from octavo.checkpoint.tensors import INDEX_FILE, tensor_files
 from octavo.errors import CheckpointError, OutputError, UsageError
 from octavo.evaluation.comparison import distinct_evaluations
+from octavo.model.load import CARRIED_FILES
 from octavo.records import (
     QUANTIZATION_RECORD,
     RUN_RECORD,
@@ -89,6 +90,25 @@ def read_source(spec: CardSpec, loads: Sequence[dict[str, Any]]) -> CardSource:
         comparisons=comparisons,
         loads=loads,
     )
+
+
+def files_to_publish(folder: Path) -> list[str]:
+    """The files of a folder that make up a published model, by their path within it.
+
+    CheckpointError where there is no card, or it is of other weights, or files are not those of the record.
+    """
+    card = folder / CARD
+    if not card.exists():
+        raise CheckpointError(f"{folder} has no {CARD}; octavo card writes one")
+    states = file_states(folder)
+    refuse_changed_files(states, folder)
+    text = read_bounded(card, LARGEST_CARD, CheckpointError).decode(errors="replace")
+    if states and not all(digest in text for digest in read_json(folder / QUANTIZATION_RECORD)["files"].values()):
+        raise CheckpointError(f"{card} is of other weights than those beside it; write it anew with octavo card")
+    names = ["config.json", "quantize_config.json", INDEX_FILE, *CARRIED_FILES, QUANTIZATION_RECORD, RUN_RECORD]
+    names += [path.name for path in tensor_files(folder)]
+    names += [CARD, *(f"{PLOTS}/{path.name}" for path in sorted((folder / PLOTS).glob("*.png")))]
+    return [name for name in names if (folder / name).is_file()]
 
 
 def _position(record: dict[str, Any], path: Path, hashes: dict[str, str], folder: Path) -> int:
