@@ -27,8 +27,10 @@ from small_models import small_tensors, write_model
 LIMITS = EngineLimits(rows=8, queue=64, cache_bytes=32 * 2**20, chunk=64, page_size=16)
 
 
-def load_on_cpu(folder: Path):
-    return load_model(folder, torch.device("cpu"), torch.float32, block_kernels=()), load_tokenizer(folder)
+def load_on_cpu(folder: Path, progress=None):
+    return load_model(
+        folder, torch.device("cpu"), torch.float32, block_kernels=(), progress=progress
+    ), load_tokenizer(folder)
 
 
 def bytewise_model(folder: Path, **config: Any) -> Path:

@@ -13,6 +13,7 @@ from octavo.runtime.requests import EngineLimits
 
 if TYPE_CHECKING:
     from octavo.model.llama import LlamaModel
+    from octavo.model.load import Progress
     from octavo.model.tokenizer import Tokenizer
 
 LIMITS, SAMPLING = EngineLimits(), SamplingParams()
@@ -84,14 +85,15 @@ def chat(
             terminal.answer_once(sys.stdin.read())
 
 
-def loader_for(device: str) -> "Callable[[Path], tuple[LlamaModel, Tokenizer]]":
+def loader_for(device: str) -> "Callable[[Path, Progress], tuple[LlamaModel, Tokenizer]]":
     """What makes a model of a folder; a device that is not here is refused at once."""
     from octavo import api
+    from octavo.model.load import load_model
+    from octavo.model.tokenizer import load_tokenizer
 
-    place = str(api.choose_device(device))
+    place = api.choose_device(device)
 
-    def load(folder: Path) -> "tuple[LlamaModel, Tokenizer]":
-        loaded = api.load(folder, place)
-        return loaded.network, loaded.tokenizer
+    def load(folder: Path, progress: "Progress") -> "tuple[LlamaModel, Tokenizer]":
+        return load_model(folder, place, api.compute_dtype(place), progress=progress), load_tokenizer(folder)
 
     return load

@@ -621,9 +621,20 @@ def test_a_continued_message_is_left_open(chatml):
     assert text_of(vicuna_v1_1(messages, ending="continue")) == expected
 
 
+def test_the_user_may_be_spoken_for(chatml):
+    silent = [TWO_TURNS[0], Message("assistant", "Hi!"), Message("user", "")]
+    segments = render(silent, ChatTemplate(CHATML), chatml, ending="continue")
+    assert text_of(segments) == (
+        "<|im_start|>user\nHello!<|im_end|>\n<|im_start|>assistant\nHi!<|im_end|>\n<|im_start|>user\n"
+    )
+    begun = [*silent[:-1], Message("user", "How are")]
+    assert text_of(vicuna_v1_1(silent, ending="continue")) == f"{SYSTEM} USER: Hello! ASSISTANT: Hi!</s>USER:"
+    assert text_of(vicuna_v1_1(begun, ending="continue")).endswith("</s>USER: How are")
+
+
 def test_a_message_that_cannot_be_continued_is_refused(chatml):
-    with pytest.raises(UsageError, match="the last is the user's"):
-        render(TWO_TURNS, ChatTemplate(CHATML), chatml, ending="continue")
+    with pytest.raises(UsageError, match="the last is the system's"):
+        render([Message("system", "Be brief.")], ChatTemplate(CHATML), chatml, ending="continue")
     with pytest.raises(TemplateError, match=r"U\+10FFFF"):
         render([Message("assistant", "\U0010ffff")], ChatTemplate(CHATML), chatml, ending="continue")
     short = "{% for message in messages %}{{ message.content[:3] }}{% endfor %}"

@@ -270,7 +270,7 @@ def test_unknown_models_and_the_list(client):
         ("messages", [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x"}}]}]),
         ("messages", [{"role": "user", "content": "x", "name": "me"}]),
         ("messages", [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]),
-        ("continue_final_message", True), ("continue_final_message", 1), ("model", None), ("model", 5),
+        ("continue_final_message", 1), ("model", None), ("model", 5),
     ],
 )  # fmt: skip
 def test_wrong_types_and_ranges_name_their_field(server, field, value):

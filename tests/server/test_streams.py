@@ -198,9 +198,9 @@ def test_an_engine_that_dies_again_and_again_is_given_up(server, monkeypatch):
 def test_health_while_a_model_is_loaded_and_unloaded(folder):
     gate = threading.Event()
 
-    def slow_load(path):
+    def slow_load(path, progress):
         gate.wait(20)
-        return load_on_cpu(path)
+        return load_on_cpu(path, progress)
 
     with running({"bytes": folder}, load=slow_load, wait=False) as up:
         health = up.client.get("/health")

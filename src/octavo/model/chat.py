@@ -21,7 +21,8 @@ TemplateRunner = Callable[[str, Mapping[str, Any], Disguise, datetime], str]
 # Marks where the text of a message ends that is to be continued; Unicode assigns it to nothing.
 END_MARK = "\U0010ffff"
 
-# How a prompt ends: where the assistant's reply begins, after the last message, or within that, to go on with it.
+# How a prompt ends: where the assistant's reply begins, after the last message, or within that, to go on with it:
+# with a message of the assistant, or with one of the user, which the model then writes in the user's place.
 Ending = Literal["reply", "closed", "continue"]
 
 VICUNA_NAME = re.compile(r"vicuna.*?(?<!\d)1[._][135](?!\d)", re.IGNORECASE | re.DOTALL)
@@ -84,9 +85,9 @@ def render(
     """
     if not messages:
         raise UsageError("a chat needs at least one message")
-    if ending == "continue" and messages[-1].role != "assistant":
+    if ending == "continue" and messages[-1].role not in ("assistant", "user"):
         raise UsageError(
-            f"only a message of the assistant can be continued; the last is the {messages[-1].role}'s"
+            f"only a message of the assistant or the user can be continued; the last is the {messages[-1].role}'s"
         )
     if template.jinja is None:
         return vicuna_v1_1(messages, ending=ending)
@@ -96,7 +97,7 @@ def render(
         return _render_jinja(messages, template.jinja, tokenizer, variables, run)
     if any(END_MARK in message.content for message in messages):
         raise TemplateError("a message holds U+10FFFF, which marks the end of what is continued; remove it")
-    marked = [*messages[:-1], Message("assistant", messages[-1].content + END_MARK)]
+    marked = [*messages[:-1], Message(messages[-1].role, messages[-1].content + END_MARK)]
     return _up_to_mark(_render_jinja(marked, template.jinja, tokenizer, variables, run))
 
 
@@ -137,7 +138,9 @@ def vicuna_v1_1(messages: Sequence[Message], *, ending: Ending = "reply") -> tup
     if ending == "reply":
         segments.append(Segment("ASSISTANT:", control_tokens=False))
     if ending == "continue":
-        segments.pop()
+        last = segments.pop()  # what ends a reply, or the user's turn with the space after it
+        if turns[-1].role == "user":
+            segments.append(Segment(last.text.rstrip(" "), control_tokens=False))
     return tuple(segments)
 
 

@@ -1,6 +1,6 @@
 """A model folder to a model, or to one decoder block at a time."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -21,6 +21,8 @@ from octavo.model.linear import Linear, make_linear
 from octavo.model.llama import Block, FusedBlock, FusedHead, Head, LlamaModel
 from octavo.schemes import QuantScheme
 from octavo.weights import DenseWeight, QuantizedWeight, Weight
+
+Progress = Callable[[int, int], None]  # is told how many layers are ready, and of how many
 
 EMBEDDING = "model.embed_tokens"
 FINAL_NORM = "model.norm"
@@ -224,9 +226,10 @@ def load_model(
     device: torch.device,
     dtype: torch.dtype,
     block_kernels: Sequence[ModuleType] = dispatch.BLOCK_KERNELS,
+    progress: Progress | None = None,
 ) -> LlamaModel:
     """The whole model of a folder; see `build_model`."""
-    return build_model(open_folder(path), device, dtype, block_kernels)
+    return build_model(open_folder(path), device, dtype, block_kernels, progress)
 
 
 def build_model(
@@ -234,17 +237,26 @@ def build_model(
     device: torch.device,
     dtype: torch.dtype,
     block_kernels: Sequence[ModuleType] = dispatch.BLOCK_KERNELS,
+    progress: Progress | None = None,
 ) -> LlamaModel:
     """The whole model of an opened folder, each layer built at once as what it is.
 
-    Layers that none of `block_kernels` runs whole are run part by part.
+    Layers that none of `block_kernels` runs whole are run part by part. `progress` hears of each
+    layer that is ready.
     """
     config = folder.config
+
+    def block(layer: int) -> Block | FusedBlock:
+        built = _load_block(folder, layer, block_kernels, device, dtype)
+        if progress is not None:
+            progress(layer + 1, config.layers)
+        return built
+
     vocabulary = (config.vocabulary_size, config.hidden_size)
     return LlamaModel(
         config=config,
         embedding=folder.vector(f"{EMBEDDING}.weight", vocabulary).to(device),
-        blocks=tuple(_load_block(folder, layer, block_kernels, device, dtype) for layer in range(config.layers)),
+        blocks=tuple(block(layer) for layer in range(config.layers)),
         head=_load_head(folder, block_kernels, device, dtype),
         dtype=dtype,
     )

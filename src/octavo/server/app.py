@@ -16,6 +16,8 @@ from octavo.server.errors import ApiError, api_error, validation_error
 from octavo.server.gate import App, Gate, Receive, Scope, Send
 from octavo.server.generation import Kitchen, chat, chat_template, complete, encode_conversation, ending_of
 from octavo.server.metrics import Metrics
+from octavo.server.page import add_page
+from octavo.server.page_calls import add_page_calls
 from octavo.server.schemas import (
     UNSUPPORTED,
     ChatRequest,
@@ -65,10 +67,13 @@ def make_app(shelf: ModelShelf, settings: ServerSettings) -> App:
     metrics = Metrics(shelf)
     app = FastAPI(title="Octavo", docs_url=None, redoc_url=None, lifespan=lifespan, redirect_slashes=False)
     _answer_errors(app)
-    _add_generation(app, Kitchen(shelf, settings.limits, metrics))
+    kitchen = Kitchen(shelf, settings.limits, metrics)
+    _add_generation(app, kitchen)
     _add_tokens(app, shelf)
     _add_models(app, shelf)
     _add_watching(app, shelf, metrics)
+    add_page(app)
+    add_page_calls(app, kitchen)
     _describe(app, shelf.names)
     return Gate(_counted(app, metrics), settings)
 

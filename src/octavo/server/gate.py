@@ -22,7 +22,8 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-OPEN_PATHS = frozenset({"/health"})  # no key is needed; the page at / will join it
+OPEN_PATHS = frozenset({"/", "/health"})  # no key is needed: what is there is the same for everyone
+OPEN_FOLDER = "/assets/"  # the files of the page
 ADMIN_PATHS = frozenset({"/models/load", "/models/unload"})
 LABELS = [(b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store")]
 
@@ -80,7 +81,7 @@ class Gate:
         scheme, _, key = headers.get("authorization", "").partition(" ")
         given = _digest(key.strip()) if scheme.lower() == "bearer" else b""
         admin, user = (_place(given, keys) for keys in (self._admin_keys, self._api_keys))
-        if path in OPEN_PATHS or not (self._api_keys or self._admin_keys):
+        if path in OPEN_PATHS or path.startswith(OPEN_FOLDER) or not (self._api_keys or self._admin_keys):
             peer = scope.get("client")
             return f"address {peer[0]}" if peer else "address unknown"
         if admin is None and user is None:

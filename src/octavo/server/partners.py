@@ -16,13 +16,14 @@ from octavo.errors import EngineError, UsageError
 from octavo.model.chat import ChatTemplate, Message, encode_chat, template_for
 from octavo.model.hub import find_model
 from octavo.model.llama import LlamaModel
+from octavo.model.load import Progress
 from octavo.model.tokenizer import Tokenizer
 from octavo.runtime.engine import Engine
 from octavo.runtime.params import SamplingParams
 from octavo.runtime.reply_text import ReplyText
 from octavo.runtime.requests import EngineLimits, Event, Failed, Finished, Request, Written
 
-Load = Callable[[Path], tuple[LlamaModel, Tokenizer]]
+Load = Callable[[Path, Progress], tuple[LlamaModel, Tokenizer]]
 # A silent server sends a comment every 15 s, so one that says nothing for so long is gone.
 SILENCE_SECONDS = 120.0
 
@@ -159,7 +160,7 @@ def chat_partner(model: str, name: str | None, api_key: str | None, load: Load) 
     if model.startswith(("http://", "https://")):
         return find_remote(model, name, api_key)
     folder = find_model(model)
-    network, tokenizer = load(folder)
+    network, tokenizer = load(folder, lambda ready, layers: None)
     engine = Engine(network, EngineLimits(rows=1))
     return LocalPartner(folder.resolve().name, engine, tokenizer, template_for(tokenizer))
 

@@ -51,11 +51,10 @@ class StreamOptions(Body):
     include_usage: bool = False
 
 
-class Generation(Body):
-    """What completions and chats have in common."""
+class Drawing(Body):
+    """Which model writes, how its tokens are drawn, and what ends it."""
 
     model: Annotated[str, Field(max_length=256)]
-    n: Annotated[Whole, Field(ge=1, le=MOST_REPLIES)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[Whole, Field(ge=-1, lt=2**31, description="-1 and 0 keep all")] | None = None
@@ -69,13 +68,6 @@ class Generation(Body):
         ]
         | None
     ) = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-
-    user: str | None = None
-    frequency_penalty: Zero | None = None
-    presence_penalty: Zero | None = None
-    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -91,6 +83,19 @@ class Generation(Body):
             repetition_penalty=1.0 if self.repetition_penalty is None else float(self.repetition_penalty),
             seed=None if self.seed is None else self.seed & LARGEST_SEED,
         )
+
+
+class Generation(Drawing):
+    """What completions and chats have in common."""
+
+    n: Annotated[Whole, Field(ge=1, le=MOST_REPLIES)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+    user: str | None = None
+    frequency_penalty: Zero | None = None
+    presence_penalty: Zero | None = None
+    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
 
     @property
     def streams_usage(self) -> bool:

@@ -12,6 +12,7 @@ from typing import Literal
 from octavo.errors import OctavoError, TemplateError
 from octavo.model.chat import ChatTemplate, template_for
 from octavo.model.llama import LlamaModel
+from octavo.model.load import Progress
 from octavo.model.template_process import TemplateProcess
 from octavo.model.tokenizer import Tokenizer
 from octavo.runtime.engine import Engine
@@ -26,7 +27,7 @@ MOST_DEATHS = 3
 DEATHS_SECONDS = 600.0
 
 State = Literal["unloaded", "loading", "ready", "stopped", "failed"]
-Load = Callable[[Path], tuple[LlamaModel, Tokenizer]]
+Load = Callable[[Path, Progress], tuple[LlamaModel, Tokenizer]]
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class _Place:
     folder: Path
     state: State = "unloaded"
     problem: str = ""
+    layers_ready: tuple[int, int] = (0, 0)  # and of how many, while it is loaded
     served: ServedModel | None = None
     deaths: list[float] = field(default_factory=list)
 
@@ -54,7 +56,7 @@ class _Place:
 class ModelShelf:
     """Models by name. All but `load`'s reading happens in the server's event loop.
 
-    Their engines take turns, a step each, and share one process that renders chat templates.
+    Their engines take turns, a step each, by the lock `turn`, and share one process that renders chat templates.
     """
 
     def __init__(self, folders: Mapping[str, Path], load: Load, limits: EngineLimits) -> None:
@@ -64,7 +66,7 @@ class ModelShelf:
         self._places = {name: _Place(folder) for name, folder in folders.items()}
         self._load = load
         self._limits = limits
-        self._turn = threading.Lock()
+        self.turn = threading.Lock()
 
     @property
     def names(self) -> list[str]:
@@ -78,6 +80,20 @@ class ModelShelf:
     def states(self) -> dict[str, State]:
         """Of each model; that of one whose engine has died is "stopped" from that moment on."""
         return {name: self._state(place) for name, place in self._places.items()}
+
+    def folder(self, name: str) -> Path:
+        """Where a model lies; ApiError for one that there is not."""
+        return self._place(name).folder
+
+    def problem(self, name: str) -> str:
+        """Why a model is not ready, where it could not be loaded."""
+        place = self._place(name)
+        return place.problem if place.state == "failed" else ""
+
+    def layers_ready(self, name: str) -> tuple[int, int] | None:
+        """How many layers of a model that is being loaded are ready, and of how many."""
+        place = self._place(name)
+        return place.layers_ready if place.state == "loading" else None
 
     def get(self, name: str | None) -> ServedModel:
         """A model that is ready, the first for None; ApiError otherwise."""
@@ -96,9 +112,9 @@ class ModelShelf:
         place = self._place(name)
         if place.state in ("loading", "ready"):
             return
-        place.state, place.deaths = "loading", []
+        place.state, place.deaths, place.layers_ready = "loading", [], (0, 0)
         try:
-            place.served = await asyncio.to_thread(self._served, name, place.folder)
+            place.served = await asyncio.to_thread(self._served, name, place)
         except (OctavoError, OSError) as error:
             place.state, place.problem = "failed", f"the model {name!r} cannot be loaded: {error}"
             log.error(place.problem)
@@ -140,16 +156,19 @@ class ModelShelf:
         await asyncio.sleep(RETRY_SECONDS / 2)  # so that a watch on /health sees it
         served = place.served
         if served is not None:
-            engine = await asyncio.to_thread(Engine, served.engine.model, self._limits, self._turn)
+            engine = await asyncio.to_thread(Engine, served.engine.model, self._limits, self.turn)
             place.served = ServedModel(name, engine, served.tokenizer, served.template, served.grammars)
 
-    def _served(self, name: str, folder: Path) -> ServedModel:
-        network, tokenizer = self._load(folder)
+    def _served(self, name: str, place: _Place) -> ServedModel:
+        def progress(ready: int, layers: int) -> None:
+            place.layers_ready = (ready, layers)
+
+        network, tokenizer = self._load(place.folder, progress)
         try:
             template = template_for(tokenizer)
         except TemplateError:  # it can still continue texts; chats are refused with the reason
             template = None
-        engine = Engine(network, self._limits, self._turn)
+        engine = Engine(network, self._limits, self.turn)
         return ServedModel(name, engine, tokenizer, template, GrammarCompiler(tokenizer))
 
     def _place(self, name: str) -> _Place:
