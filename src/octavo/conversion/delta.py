@@ -39,7 +39,9 @@ def apply_delta(base: Path, delta: Path, output: ConversionOutput, progress: Pro
         specs = [TensorSpec(name, TARGET, shape) for name, shape in _shapes(base, delta, sources).items()]
 
         def load(name: str) -> Tensor:
-            total = sources[0].load(name).to(TARGET) + sources[1].load(name).to(TARGET)
+            # One after the other: at no time are there three tensors. What is mapped is not ours to write to.
+            total = sources[0].load(name).to(TARGET, copy=True)
+            total += sources[1].load(name).to(TARGET)
             # Piece by piece, for the check makes copies.
             if not all(piece.isfinite().all() for piece in total.flatten().split(SLAB)):
                 raise NumericalError(f"tensor {name} of {base} plus that of {delta} is no finite float16")
