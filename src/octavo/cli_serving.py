@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from octavo.errors import UsageError
 from octavo.runtime.params import SamplingParams
 from octavo.runtime.requests import EngineLimits
 
@@ -22,7 +23,10 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 
 
 def serve(
-    models: Annotated[list[str], typer.Argument(help="Folders or hub names, or NAME=FOLDER.", show_default=False)],
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(help="Folders or hub names, or NAME=FOLDER; demo is the demo's.", show_default=False),
+    ] = None,
     host: Annotated[
         str, typer.Option(help="Address to listen on; others than loopback need a key.")
     ] = "127.0.0.1",
@@ -42,18 +46,24 @@ def serve(
     cache: Annotated[float, typer.Option(help="GB of memory for the past of each model's replies.")] = 2.0,
     device: Device = "auto",
 ) -> None:
-    """Serve MODELS to clients of OpenAI's API."""
+    """Serve MODELS to browsers, and to clients of OpenAI's API."""
+    from octavo.demo import demo_models
     from octavo.server.run import folders_by_name, serve
     from octavo.server.settings import ServerSettings
 
+    def say(line: str) -> None:
+        typer.echo(f"octavo: {line}", err=True)
+
+    if not models:
+        raise UsageError("there is no model to serve: give a folder or a name of the hub, or `octavo serve demo`")
     settings = ServerSettings(host, port, tuple(api_key or ()), tuple(admin_key or ()), tuple(host_name or ()))
     limits = EngineLimits(rows, queue, int(cache * 10**9))
     serve(
-        folders_by_name(models),
+        demo_models(say) if models == ["demo"] else folders_by_name(models),
         loader_for(device),
         settings,
         limits,
-        lambda url: typer.echo(f"octavo: listening on {url}", err=True),
+        lambda url: say(f"listening on {url}"),
     )
 
 

@@ -141,10 +141,15 @@ async def next_tokens(body: NextTokensRequest, bench: Workbench) -> dict[str, An
     with bench.seat():
         reader = bench.reader(served, len(ids))
         logits = await asyncio.to_thread(reader.read, ids)
-    spell = served.tokenizer.spelling
     found = await asyncio.to_thread(candidates, logits, ids, body.sampling, body.likeliest)
     rows = [
-        {"id": each.token, "text": spell(each.token), "given": each.given, "drawn": each.drawn} for each in found
+        {
+            "id": each.token,
+            "text": _text_of(each.token, served.tokenizer),
+            "given": each.given,
+            "drawn": each.drawn,
+        }
+        for each in found
     ]
     return {"candidates": rows}
 
@@ -220,5 +225,10 @@ def _score(score: Score, tokenizer: Tokenizer) -> dict[str, Any]:
     top: Sequence[tuple[int, float]] = score.top
     return {
         "logprob": finite_logprob(score.logprob),
-        "likeliest": [[token, tokenizer.spelling(token), finite_logprob(logprob)] for token, logprob in top],
+        "likeliest": [[token, _text_of(token, tokenizer), finite_logprob(logprob)] for token, logprob in top],
     }
+
+
+def _text_of(token: int, tokenizer: Tokenizer) -> str:
+    """What a token adds to a text; bytes that are only a part of a character are shown as U+FFFD."""
+    return tokenizer.bytes_of(token, control_tokens=True).decode(errors="replace")
