@@ -51,8 +51,9 @@ constexpr int strip_rows = 64;
 
 // What each instruction set brings; both are serial.
 struct SolverKernels {
-    // The part `tiles` of the Gram matrix; tile t(t + 1) / 2 + s, s <= t, has the rows of panel s in panel t.
-    void (*add_gram)(float* total, const float* inputs, std::int64_t tokens, std::int64_t columns, Range tiles);
+    // The part `tiles` of the Gram matrix of packed[panel][token][gram_panel]; tile t(t + 1) / 2 + s, s <= t, has the
+    // rows of panel s in panel t.
+    void (*add_gram)(float* total, const float* packed, std::int64_t tokens, std::int64_t columns, Range tiles);
     void (*solve_strip)(const SolverInput& input, const SolverOutput& output, std::int64_t strip);
 };
 

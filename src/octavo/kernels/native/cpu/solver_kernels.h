@@ -13,22 +13,10 @@
 namespace octavo {
 namespace {
 
-constexpr int gram_tokens = 128;     // summed by themselves before they are added to the total
 constexpr int block_columns = 128;   // columns between two updates of all that follow
 constexpr int strip_vectors = strip_rows / lane_count;
 constexpr float smallest_scale = 0x1p-14f;  // the smallest normal fp16
 constexpr float largest_scale = 65504.0f;   // the largest fp16
-
-// packed[panel][token][column of the panel]; columns that do not exist are zeros.
-inline void pack_panels(const float* inputs, std::int64_t tokens, std::int64_t columns, float* packed) {
-    for (std::int64_t first = 0; first < columns; first += gram_panel) {
-        const std::int64_t width = std::min<std::int64_t>(gram_panel, columns - first);
-        for (std::int64_t token = 0; token < tokens; ++token, packed += gram_panel) {
-            std::memcpy(packed, inputs + token * columns + first, static_cast<std::size_t>(width) * sizeof(float));
-            std::memset(packed + width, 0, static_cast<std::size_t>(gram_panel - width) * sizeof(float));
-        }
-    }
-}
 
 // sums[line][v] = sum over tokens of left[token][line] * right[token][16 v …], `left` and `right` in panels.
 template <class Floats, int lines, int vectors>
@@ -69,24 +57,18 @@ void add_gram_square(const float* left, const float* right, std::int64_t tokens,
 }
 
 template <class Floats>
-void add_gram_tiles(float* total, const float* inputs, std::int64_t tokens, std::int64_t columns, Range tiles) {
-    const std::int64_t panels = (columns + gram_panel - 1) / gram_panel;
-    Buffer<float> packed(panels * gram_tokens * gram_panel);
+void add_gram_tiles(float* total, const float* packed, std::int64_t tokens, std::int64_t columns, Range tiles) {
+    const std::int64_t panels = (columns + gram_panel - 1) / gram_panel, panel_size = tokens * gram_panel;
     const auto width_of = [&](std::int64_t panel) {
         return std::min<std::int64_t>(gram_panel, columns - panel * gram_panel);
     };
-    for (std::int64_t first = 0; first < tokens; first += gram_tokens) {
-        const std::int64_t count = std::min<std::int64_t>(gram_tokens, tokens - first);
-        const std::int64_t panel_size = count * gram_panel;
-        pack_panels(inputs + first * columns, count, columns, packed.data());
-        std::int64_t tile = 0;
-        for (std::int64_t right = 0; right < panels; ++right) {
-            for (std::int64_t left = 0; left <= right; ++left, ++tile) {
-                if (tile < tiles.begin || tile >= tiles.end) continue;
-                const RowsAt<float> square{total + left * gram_panel * columns + right * gram_panel, columns};
-                add_gram_square<Floats>(packed.data() + left * panel_size, packed.data() + right * panel_size, count,
-                                        square, width_of(left), width_of(right));
-            }
+    std::int64_t tile = 0;
+    for (std::int64_t right = 0; right < panels; ++right) {
+        for (std::int64_t left = 0; left <= right; ++left, ++tile) {
+            if (tile < tiles.begin || tile >= tiles.end) continue;
+            const RowsAt<float> square{total + left * gram_panel * columns + right * gram_panel, columns};
+            add_gram_square<Floats>(packed + left * panel_size, packed + right * panel_size, tokens, square,
+                                    width_of(left), width_of(right));
         }
     }
 }
