@@ -2,10 +2,10 @@
 
     .venv/bin/python benchmarks/conversion_memory.py [--data FOLDER]
 
-FOLDER holds `tokenizers/llama-32000`. A delta is added to its base, both as one safetensors file and as one pickled
-file; Meta's original weights are joined from two slices. Each job runs in a process of its own, which starts another
-for pickles: the anonymous memory (RssAnon) of the two is added up. Pages of mapped files are left out, since the
-system can take them back at any time.
+FOLDER holds `tokenizers/llama-32000`. A delta is added to its base, both as one safetensors file and as one
+pickled file; Meta's original weights are joined from two slices. Each job runs in a process of its own, which
+starts others for pickles: the anonymous memory (RssAnon) of all is added up. Pages of mapped files are left out,
+since the system can take them back at any time.
 """
 
 import argparse

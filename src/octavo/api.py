@@ -21,6 +21,7 @@ from octavo.evaluation.results import BenchmarkRecord, ComparisonRecord
 from octavo.evaluation.scoring import EvaluationObserver
 from octavo.evaluation.spec import BenchmarkSpec, ComparisonSpec, EvaluationSpec
 from octavo.evaluation.subject import Subject, parse_subject
+from octavo.evaluation.tasks import require_harness
 from octavo.model.baselines import RoundedFolder, build_int8, open_dense_folder
 from octavo.model.chat import Message, encode_chat, template_for
 from octavo.model.config import read_config
@@ -182,6 +183,8 @@ def compare(
     subjects = [parse_subject(model) for model in models]
     if len(set(subjects)) < max(2, len(subjects)):
         raise UsageError("a comparison takes two models or more, each given once")
+    if spec.tasks:
+        require_harness()
     bandwidth = read_bandwidth(place)
     benchmarks: list[list[dict[str, Any]]] = []
     for subject in subjects if spec.benchmarks() else ():

@@ -251,7 +251,7 @@ def compare(
         ),
     ],
     protocol: Annotated[
-        str, typer.Option(help="The tables: benchmark and protocols, separated by commas.")
+        str, typer.Option(help="The tables: benchmark and protocols, separated by commas; '' for none.")
     ] = ",".join(COMPARISON.tables),
     dataset: Annotated[
         str, typer.Option(help="The columns: wikitext2, ptb, c4 or files, separated by commas.")
@@ -263,6 +263,16 @@ def compare(
         int | None, typer.Option(help="Score only the first so many.", show_default="all")
     ] = COMPARISON.windows,
     tokens: Annotated[int, typer.Option(help="How many the benchmark feeds.")] = COMPARISON.tokens,
+    tasks: Annotated[
+        str,
+        typer.Option(
+            help="Also ask these of lm-evaluation-harness: names or YAML files, separated by commas.",
+            show_default=False,
+        ),
+    ] = "",
+    documents: Annotated[
+        int | None, typer.Option(help="Only the first so many documents of each task.", show_default="all")
+    ] = COMPARISON.documents,
     calibration: Calibration = None,
     data_dir: DataDirectory = None,
     device: Device = "auto",
@@ -273,8 +283,8 @@ def compare(
     A dense model also stands for its baselines: `MODEL@fp16`, `@bf16`, `@fp32`, `@llm.int8`, `@rtn-8` (rounded
     row by row), `@rtn-4-128g`.
     """
-    tables, texts = tuple(protocol.split(",")), tuple(dataset.split(","))
-    spec = ComparisonSpec(tables, texts, length, windows, tokens, data_dir, calibration)
+    tables, texts, asked = (tuple(filter(None, names.split(","))) for names in (protocol, dataset, tasks))
+    spec = ComparisonSpec(tables, texts, length, windows, tokens, data_dir, calibration, asked, documents)
 
     from octavo import api
     from octavo.records import as_json, write_json

@@ -174,7 +174,7 @@ def test_what_cannot_be_compared(folder: Path, spec: ComparisonSpec, tmp_path: P
         UsageError, match="have different tokenizers, so their predictions are of different tokens"
     ):
         api.compare([folder, other], replace(spec, tables=("gptq",)), device="cpu")
-    with pytest.raises(UsageError, match="needs at least one table and one text"):
+    with pytest.raises(UsageError, match="needs at least one text, and one table or task"):
         replace(spec, tables=())
     with pytest.raises(UsageError, match="a benchmark of 1 tokens predicts nothing"):
         replace(spec, tokens=1)

@@ -14,6 +14,7 @@ from octavo.evaluation.metrics import Estimate, paired_difference, windows_neede
 from octavo.evaluation.protocol import evaluation_windows
 from octavo.evaluation.scoring import EvaluationObserver, compare
 from octavo.evaluation.spec import BENCHMARK, ComparisonSpec, EvaluationSpec
+from octavo.evaluation.tasks import ask_tasks
 from octavo.records import describe_machine
 
 Cell = dict[str, Any]
@@ -48,6 +49,7 @@ def compared(
         for text, of_models in zip(spec.texts, zip(*benchmarks, strict=True), strict=False)
     ]
     cells += [_evaluation_cell(candidates, each, observer) for each in spec.evaluations()]
+    tasks = ask_tasks(candidates, spec.tasks, spec.documents, observer) if spec.tasks else []
     names = short_names([str(candidate.subject) for candidate in candidates])
     models = [
         {
@@ -62,7 +64,8 @@ def compared(
     ]
     machine = describe_machine(str(candidates[0].network.device))
     asked = {**asdict(spec), "data_dir": None if spec.data_dir is None else str(spec.data_dir)}
-    return results.ComparisonRecord(__version__, asked, models, cells, list(verdicts(names, cells)), machine)
+    said = list(verdicts(names, cells))
+    return results.ComparisonRecord(__version__, asked, models, cells, tasks, said, machine)
 
 
 def short_names(subjects: Sequence[str]) -> list[str]:

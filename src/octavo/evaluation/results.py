@@ -87,13 +87,15 @@ class ComparisonRecord:
     """What `octavo compare --json` writes.
 
     `spec` is what was asked for; `models` are what was compared, the reference first; each of `cells` is a table
-    and a text, with one entry of `values` per model, or the reason why it is `absent`; `verdicts` are sentences.
+    and a text, with one entry of `values` per model, or the reason why it is `absent`; each of `tasks` is a metric
+    of a task, likewise; `verdicts` are sentences.
     """
 
     octavo_version: str
     spec: dict[str, Any]
     models: list[dict[str, Any]]
     cells: list[dict[str, Any]]
+    tasks: list[dict[str, Any]]
     verdicts: list[str]
     machine: dict[str, Any]
     schema: int = SCHEMA_VERSION

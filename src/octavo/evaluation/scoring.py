@@ -56,6 +56,9 @@ class EvaluationObserver:
     def scored(self, losses: list[float]) -> None:
         """One more window has its loss; these are all so far."""
 
+    def asked(self, done: int, total: int) -> None:
+        """So many of the requests of tasks are answered; they come in several rounds."""
+
 
 def score(
     model: LlamaModel, windows: Windows, progress: Progress, spans: Sequence[Span] | None = None

@@ -92,10 +92,11 @@ BENCHMARK = "benchmark"
 
 @dataclass(frozen=True)
 class ComparisonSpec:
-    """Which tables to make, with a column for each text.
+    """Which tables to make, with a column for each text, and which tasks to ask.
 
     `tables` are `benchmark` and names of protocols; `length` and `windows` are those of the protocols, `tokens`
-    those of the benchmark; `calibration` is as in `EvaluationSpec`.
+    those of the benchmark; `calibration` is as in `EvaluationSpec`. `tasks` are those of lm-evaluation-harness, of
+    each of which `documents` keeps the first so many.
     """
 
     tables: tuple[str, ...] = (BENCHMARK, "gptq", "gptq-new")
@@ -105,10 +106,16 @@ class ComparisonSpec:
     tokens: int = 2048
     data_dir: Path | None = None
     calibration: str | None = None
+    tasks: tuple[str, ...] = ()
+    documents: int | None = None
 
     def __post_init__(self) -> None:
-        if not self.tables or not self.texts:
-            raise UsageError("a comparison needs at least one table and one text; leave out none of them")
+        if not self.texts or not (self.tables or self.tasks):
+            raise UsageError("a comparison needs at least one text, and one table or task; leave out none of them")
+        if self.documents is not None and (self.documents < 1 or not self.tasks):
+            raise UsageError(
+                f"{self.documents} documents of {len(self.tasks)} tasks measure nothing; ask for more"
+            )
         self.evaluations()
         self.benchmarks()
 

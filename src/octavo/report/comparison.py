@@ -1,5 +1,6 @@
 """A comparison record as the tables of the reference card, with what that card lacked."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,20 +18,23 @@ TITLES = {
     "gptq-new": "--new-eval --eval: held-out text",
 }
 DIFFERENCES = ("Δ log-ppl", "KL mean", "KL median", "KL 99 %", "same top-1")
+TASKS = "tasks of lm-evaluation-harness"
+TASK_DIFFERENCES = ("task", "documents", "Δ")
 SIZES = ("bits per weight", "size", "tokens/s")
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A column of a table: one number per model, lower is better; None where the text is absent."""
+    """A column of a table: one number per model, the best of them by `best_of`; None where the text is absent."""
 
     title: str
     numbers: list[float | None]
     digits: int
+    best_of: Callable[..., float | None] = min
 
     def cells(self, emphasis: str) -> list[str]:
         """Numbers as text; the best stands where `emphasis` has {}."""
-        best = min((number for number in self.numbers if number is not None), default=None)
+        best = self.best_of((number for number in self.numbers if number is not None), default=None)
         shown = [ABSENT if number is None else f"{number:.{self.digits}f}" for number in self.numbers]
         marked = zip(shown, self.numbers, strict=True)
         return [emphasis.format(text) if text != ABSENT and number == best else text for text, number in marked]
@@ -46,6 +50,11 @@ def print_comparison(console: Console, record: dict[str, Any]) -> None:
     titles = [Column("model", number=False), Column("text", number=False), *map(Column, DIFFERENCES)]
     if rows := difference_rows(record):
         print_table(console, f"against {record['models'][0]['name']}", titles, rows)
+    if measures := task_measures(record):
+        titles = [Column("model", number=False), *(Column(measure.title) for measure in measures)]
+        print_table(console, TASKS, titles, rows_of(record, measures, emphasis))
+        titles = [Column("model", number=False), *map(Column, TASK_DIFFERENCES)]
+        print_table(console, f"tasks, against {record['models'][0]['name']}", titles, task_difference_rows(record))
     titles = [Column("model", number=False), *map(Column, SIZES)]
     print_table(console, "size and speed", titles, size_rows(record))
     for line in (*absences(record), *notes_of(record), *record["verdicts"]):
@@ -81,8 +90,42 @@ def measures_of(record: dict[str, Any], table: str) -> list[Measure]:
 
 def table_rows(record: dict[str, Any], table: str, emphasis: str) -> list[list[str]]:
     """A row for each model: its name, and its cells."""
-    columns = [measure.cells(emphasis) for measure in measures_of(record, table)]
+    return rows_of(record, measures_of(record, table), emphasis)
+
+
+def rows_of(record: dict[str, Any], measures: Sequence[Measure], emphasis: str) -> list[list[str]]:
+    """A row for each model: its name, and what was measured of it."""
+    columns = [measure.cells(emphasis) for measure in measures]
     return [[model["name"], *cells] for model, *cells in zip(record["models"], *columns, strict=True)]
+
+
+def task_measures(record: dict[str, Any]) -> list[Measure]:
+    """A column for each metric of each task; records of before there were tasks have none."""
+    return [
+        Measure(
+            f"{entry['task']} {entry['metric']}",
+            [values["value"] for values in entry["values"]],
+            4,
+            min if entry["higher_is_better"] is False else max,
+        )
+        for entry in record.get("tasks", ())
+    ]
+
+
+def task_difference_rows(record: dict[str, Any]) -> list[list[str]]:
+    """How far each model is from the first in each metric, over the same documents."""
+    return [
+        [
+            model["name"],
+            f"{entry['task']} {entry['metric']}, {entry['shots']} shots",
+            str(entry["documents"]),
+            with_error(values["difference"], values["difference_standard_error"], 4),
+        ]
+        for number, model in enumerate(record["models"])
+        for entry in record.get("tasks", ())
+        for values in [entry["values"][number]]
+        if number > 0 and "difference" in values
+    ]
 
 
 def absences(record: dict[str, Any]) -> list[str]:

@@ -116,6 +116,11 @@ class EvaluationProgress(Bar, EvaluationObserver):
     def scored(self, losses: list[float]) -> None:
         self.advance(len(losses), f"perplexity {perplexity(losses).value:.4f}")
 
+    def asked(self, done: int, total: int) -> None:
+        if done == 1:
+            self.begin("asking", total)
+        self.advance(done)
+
 
 class ConversionProgress(Bar):
     """How a conversion goes: a bar over the tensors."""
