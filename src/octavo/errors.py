@@ -12,6 +12,7 @@
     ├── OutputError             the place to write to is not ours, or is full
     ├── ResumeError             a started job cannot be continued with other inputs
     ├── GrammarError            a grammar that a reply must follow is broken or out of bounds
+    ├── DeviceError             a GPU, its driver or its compiler does not do what it is asked
     ├── OverloadError           more work is waiting than is taken; come back later
     └── EngineError             the engine stopped, and with it what it was writing
 
@@ -21,6 +22,11 @@ Each message is one sentence that names the thing and the way out. `assert` is f
 
 class OctavoError(Exception):
     """Base of the tree; its text is meant for the person at the keyboard."""
+
+    def __str__(self) -> str:
+        """One line, whatever stands in the names that strangers give: they break no line and steer no terminal."""
+        text = super().__str__()
+        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class UsageError(OctavoError, ValueError):
@@ -65,6 +71,10 @@ class ResumeError(OctavoError):
 
 class GrammarError(OctavoError):
     """A grammar that a reply must follow is broken or out of bounds."""
+
+
+class DeviceError(OctavoError):
+    """A GPU, its driver or its compiler does not do what it is asked."""
 
 
 class OverloadError(OctavoError):

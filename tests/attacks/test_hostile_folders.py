@@ -151,6 +151,17 @@ def test_a_dense_weight_with_nan(tmp_path):
         open_folder(tmp_path).linear_parts(1, "up")
 
 
+def test_names_of_strangers_break_no_line_and_steer_no_terminal(tmp_path):
+    """A tensor may be called anything; a message is one line of what can be printed."""
+    name = "a\n\x1b[2J\u2028b\N{LATIN SMALL LETTER E WITH ACUTE}"
+    header = {name: {"dtype": "F8_E5M2", "shape": [1], "data_offsets": [0, 1]}}
+    (tmp_path / "model.safetensors").write_bytes(safetensors(header, b"x"))
+    with pytest.raises(CheckpointError) as refused:
+        TensorFolder(tmp_path)
+    assert r"tensor a\n\x1b[2J\u2028bé in " in str(refused.value)
+    assert str(refused.value).isprintable()
+
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=8), children, max_size=3),
