@@ -1,7 +1,8 @@
 """Grammars that a reply must follow: JSON, a JSON schema, a regular expression, by llguidance.
 
 What a client may make the server compute is bounded: the size of what it sends here, and what compiling it and
-each step may take by llguidance's own counts.
+each step may take by llguidance's own counts. One thing it does not count, and so it must not do: where only one
+text can follow, it would tokenize all of that text at every step.
 """
 
 import json
@@ -19,6 +20,8 @@ STEP_FUEL = 200_000
 STEP_ITEMS = 50_000
 MOST_STATES = 10_000  # up to 2 kB each
 MOST_SYMBOLS = 100_000
+
+NO_FORCED_TEXT = '%llguidance {"no_forcing": true}'
 
 ANY_OBJECT = {"type": "object"}
 
@@ -41,10 +44,10 @@ class GrammarCompiler:
         # Without a limit on white space a small model may write nothing else.
         options: Any = {"whitespace_pattern": r"[\x20\x0A\x0D\x09]{0,8}"}
         try:
-            grammar = LLMatcher.grammar_from_json_schema(text, overrides=options)
+            grammar = json.loads(LLMatcher.grammar_from_json_schema(text, overrides=options))
         except ValueError as error:
             raise GrammarError(f"the JSON schema cannot be used: {error}") from error
-        return self._compiled(grammar)
+        return self._compiled(f"start: %json {json.dumps(grammar['grammars'][0]['json_schema'])}")
 
     def from_pattern(self, pattern: str) -> "TokenGrammar":
         """Texts that a regular expression, in the syntax of Rust's crate regex, matches as a whole."""
@@ -54,9 +57,11 @@ class GrammarCompiler:
             raise GrammarError(
                 f"the regular expression has {len(pattern)} characters; {MOST_PATTERN_CHARACTERS} are the limit"
             )
-        return self._compiled(LLMatcher.grammar_from_regex(pattern))
+        grammar = json.loads(LLMatcher.grammar_from_regex(pattern))
+        return self._compiled(grammar["grammars"][0]["lark_grammar"])
 
-    def _compiled(self, grammar: str) -> "TokenGrammar":
+    def _compiled(self, rules: str) -> "TokenGrammar":
+        """A grammar in llguidance's dialect of Lark."""
         from llguidance import LLMatcher, LLParserLimits
 
         limits = LLParserLimits(
@@ -67,6 +72,7 @@ class GrammarCompiler:
             max_grammar_size=MOST_SYMBOLS,
             verbose_errors=False,
         )
+        grammar = LLMatcher.grammar_from_lark(f"{NO_FORCED_TEXT}\n{rules}")
         return TokenGrammar(LLMatcher(self._vocabulary, grammar, log_level=0, limits=limits))
 
     @cached_property
@@ -92,9 +98,6 @@ class _Vocabulary:
         self.bos_token_id = tokenizer.bos_id
         self.special_token_ids = sorted(tokenizer.control_ids)
         self.tokens = [self._bytes_of(token) for token in range(tokenizer.vocabulary_size)]
-        control = tokenizer.control_ids
-        self._id_of = {data: token for token, data in enumerate(self.tokens) if data and token not in control}
-        self._longest = max(map(len, self._id_of), default=0)
 
     def _bytes_of(self, token: int) -> bytes:
         """What a token stands for; of one without bytes, a grammar never makes use."""
@@ -104,15 +107,8 @@ class _Vocabulary:
         return b"" if data.startswith(b"\xff") else data  # no UTF-8, and llguidance's own mark
 
     def __call__(self, text: str) -> list[int]:
-        """Tokens whose bytes are those of the text, the longest first: a tokenizer of its own may add a space."""
-        data, ids, start = text.encode(), [], 0
-        while start < len(data):
-            ends = range(min(start + self._longest, len(data)), start, -1)
-            end = next((end for end in ends if data[start:end] in self._id_of), None)
-            if end is not None:
-                ids.append(self._id_of[data[start:end]])
-            start = end or start + 1
-        return ids
+        """Asked for only where a text is forced, which none is."""
+        raise GrammarError(f"no text of a grammar is tokenized, but {text[:60]!r} was to be")
 
 
 class TokenGrammar:
