@@ -3,6 +3,7 @@
 import queue
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -231,8 +232,34 @@ def test_memory_limits_the_context(model):
         Engine(model, limits(pages=0))
 
 
+def test_a_cache_in_8_bits_holds_three_times_as_much_and_serves_alike(model):
+    """Heads of 12: 48 bytes of float32, or 12 codes and a scale."""
+    coded = replace(model, coded_cache=True)
+    small = Engine(coded, limits(rows=4, pages=2))
+    assert small.context == 64  # 8 pages and the idle one, where floats have 2
+    small.close()
+    crowded, roomy = Engine(coded, limits(rows=3, pages=5, chunk=7)), Engine(coded, limits())
+    requests = [replace(request, top_logprobs=0, end_ids=frozenset()) for request in various(8)]
+    replies, _ = submit(crowded, *requests)
+    for request, reply in zip(requests, replies, strict=True):
+        reply.end()
+        alone, _ = ask(roomy, request)
+        assert reply.tokens == alone.tokens
+        found = [score.logprob for score in reply.scores]
+        assert found == pytest.approx(logprobs_of_reply(coded, request, reply), abs=5e-4)
+        assert found != pytest.approx(logprobs_of_reply(model, request, reply), abs=5e-4)
+    crowded.close()
+    roomy.close()
+
+
+def logprobs_of_reply(model, request, reply):
+    tokens = [*request.prompt, *reply.tokens]
+    logprobs = logprobs_of(model, tokens)
+    return [logprobs[place - 1, tokens[place]].item() for place in range(len(request.prompt), len(tokens))]
+
+
 def logprobs_of(model, tokens):
-    cache = make_cache(model.config, 1, len(tokens), model.device, model.dtype)
+    cache = make_cache(model.config, 1, len(tokens), model.device, model.dtype, model.coded_cache)
     return forward(model, one_sequence(torch.tensor(tokens), 0, len(tokens)), cache).log_softmax(-1)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 import enum
-from typing import Annotated
+from typing import Annotated, overload
 
 import numpy
 from numpy.typing import NDArray
@@ -127,6 +127,19 @@ class Step:
         temperature: float,
     ) -> None: ...
 
+class Cache:
+    """
+    Keys and values of a layer, [slots, kv_heads, head_dim], by their addresses.
+    """
+
+    @overload
+    def __init__(self, keys: int, values: int, slots: int) -> None:
+        """float32"""
+
+    @overload
+    def __init__(self, keys: int, key_scales: int, values: int, value_scales: int, slots: int) -> None:
+        """int8, with float32 scales [slots, kv_heads]"""
+
 class Layer:
     """A decoder layer; norms are copied, matrices shared."""
 
@@ -153,20 +166,8 @@ class Layer:
     def kv_heads(self) -> int: ...
     @property
     def head_dim(self) -> int: ...
-    def run(
-        self,
-        step: Step,
-        keys: int,
-        values: int,
-        slots: int,
-        hidden: int,
-        outputs: int,
-        pool: Pool | None,
-        isa: Isa,
-    ) -> None:
-        """
-        Addresses of float32: the cache [slots, kv_heads, head_dim], rows in and out [rows, hidden_size].
-        """
+    def run(self, step: Step, cache: Cache, hidden: int, outputs: int, pool: Pool | None, isa: Isa) -> None:
+        """Addresses of float32 rows in and out, [rows, hidden_size]."""
 
 class Head:
     """The final norm and the projection to logits."""

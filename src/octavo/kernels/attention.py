@@ -1,15 +1,19 @@
 """Attention over a cache of keys and values, defined: the twin of every fused attention.
 
 Rows of several sequences share one call. The cache is a flat run of slots; a sequence's page table says in which
-pages of slots its past lies, in order. One page that spans the whole context is the contiguous case.
+pages of slots its past lies, in order. One page that spans the whole context is the contiguous case. A slot holds
+its keys and values as they are computed, or in 8 bits (`CodedHeads`).
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float32, Int, Int8
 from torch import Tensor
+
+LARGEST_CODE = 127
 
 
 @dataclass(frozen=True)
@@ -30,28 +34,68 @@ class SequencePages:
     most_rows: int
     longest: int
 
+    @cached_property
+    def on_host(self) -> tuple[list[int], list[int], list[int]]:
+        """Row starts, lengths and first pages; read once, for on a GPU that waits for all that was asked of it."""
+        return self.row_starts.tolist(), self.lengths.tolist(), self.page_table[:, 0].tolist()
+
     def slots_of(self, sequence: int, length: int) -> slice | Int[Tensor, " length"]:
         """Slots of a sequence's first `length` positions; a slice where one page holds them all."""
         if length <= self.page_size:
-            first = int(self.page_table[sequence, 0]) * self.page_size
+            first = self.on_host[2][sequence] * self.page_size
             return slice(first, first + length)
         positions = torch.arange(length, device=self.page_table.device)
         return self.page_table[sequence, positions // self.page_size] * self.page_size + positions % self.page_size
 
 
+@dataclass(frozen=True)
+class CodedHeads:
+    """Keys (or values) in 8 bits: a number is its code, -127 … 127, times the scale of its slot and head."""
+
+    codes: Int8[Tensor, "slots kv_heads head_dim"]
+    scales: Float32[Tensor, "slots kv_heads"]
+
+
+CachedHeads = Float[Tensor, "slots kv_heads head_dim"] | CodedHeads
+
+
+def encode_heads(rows: Float[Tensor, "rows kv_heads head_dim"]) -> CodedHeads:
+    """Each head's numbers as codes: the largest magnitude is 127, halves are rounded to even.
+
+    A scale is at least the smallest normal number, so that zeros are codes of 0. It is no finite number where the
+    head holds one that is not: what is decoded of it is then none either.
+    """
+    wide = rows.float()
+    scales = (wide.abs().amax(-1) / LARGEST_CODE).clamp(min=torch.finfo(torch.float32).smallest_normal)
+    codes = (wide / scales[..., None]).nan_to_num(0.0).round().to(torch.int8)
+    return CodedHeads(codes, scales)
+
+
 def write_cache(
-    cache: Float[Tensor, "slots kv_heads head_dim"],
-    rows: Float[Tensor, "rows kv_heads head_dim"],
-    write_slots: Int[Tensor, " rows"],
+    cache: CachedHeads, rows: Float[Tensor, "rows kv_heads head_dim"], write_slots: Int[Tensor, " rows"]
 ) -> None:
     """Store each row's keys (or values) in its slot."""
-    cache.index_copy_(0, write_slots, rows)
+    if isinstance(cache, CodedHeads):
+        coded = encode_heads(rows)
+        cache.codes.index_copy_(0, write_slots, coded.codes)
+        cache.scales.index_copy_(0, write_slots, coded.scales)
+    else:
+        cache.index_copy_(0, write_slots, rows)
+
+
+def read_cache(
+    cache: CachedHeads, slots: slice | Int[Tensor, "*shape"], dtype: torch.dtype
+) -> Float[Tensor, "*shape kv_heads head_dim"]:
+    """The keys (or values) in some slots."""
+    if isinstance(cache, CodedHeads):
+        return (cache.codes[slots] * cache.scales[slots][..., None]).to(dtype)
+    return cache[slots]
 
 
 def cached_attention(
     queries: Float[Tensor, "rows heads head_dim"],
-    keys: Float[Tensor, "slots kv_heads head_dim"],
-    values: Float[Tensor, "slots kv_heads head_dim"],
+    keys: CachedHeads,
+    values: CachedHeads,
     pages: SequencePages,
     window: int | None = None,
 ) -> Float[Tensor, "rows heads head_dim"]:
@@ -63,13 +107,13 @@ def cached_attention(
     if pages.most_rows == 1 and not _host_may_read(pages.lengths):
         return _newest_attention(queries, keys, values, pages, window)
     outputs = torch.empty_like(queries)
-    starts, lengths = pages.row_starts.tolist(), pages.lengths.tolist()
+    starts, lengths, _ = pages.on_host
     for sequence, length in enumerate(lengths):
         first, last = starts[sequence], starts[sequence + 1]
         if first == last:
             continue
         slots = pages.slots_of(sequence, length)
-        past_keys, past_values = keys[slots], values[slots]
+        past_keys, past_values = (read_cache(cache, slots, queries.dtype) for cache in (keys, values))
         outputs[first:last] = _attend(queries[first:last], past_keys, past_values, window)
     return outputs
 
@@ -81,8 +125,8 @@ def _host_may_read(tensor: Tensor) -> bool:
 
 def _newest_attention(
     queries: Float[Tensor, "rows heads head_dim"],
-    keys: Float[Tensor, "slots kv_heads head_dim"],
-    values: Float[Tensor, "slots kv_heads head_dim"],
+    keys: CachedHeads,
+    values: CachedHeads,
     pages: SequencePages,
     window: int | None,
 ) -> Float[Tensor, "rows heads head_dim"]:
@@ -91,9 +135,10 @@ def _newest_attention(
     slots = pages.page_table[:, positions // pages.page_size] * pages.page_size + positions % pages.page_size
     behind = pages.lengths[:, None] - 1 - positions
     visible = behind >= 0 if window is None else (behind >= 0) & (behind < window)
-    shared_by = queries.shape[1] // keys.shape[1]
-    past_keys = keys[slots].transpose(1, 2).repeat_interleave(shared_by, 1)
-    past_values = values[slots].transpose(1, 2).repeat_interleave(shared_by, 1)
+    past_keys, past_values = (read_cache(cache, slots, queries.dtype).transpose(1, 2) for cache in (keys, values))
+    shared_by = queries.shape[1] // past_keys.shape[1]
+    past_keys = past_keys.repeat_interleave(shared_by, 1)
+    past_values = past_values.repeat_interleave(shared_by, 1)
     mask = visible[:, None, None]
     return F.scaled_dot_product_attention(queries[:, :, None], past_keys, past_values, attn_mask=mask)[:, :, 0]
 

@@ -4,7 +4,8 @@ Such a kernel is a module with `NAME` and, beside the verbs of a linear (see `di
 
 - `why_not_block(parts, shape, device, dtype)`: None, or why it cannot run this layer;
 - `prepare_block(parts, shape, device, dtype)`: the layer in the kernel's own layout;
-- `run_block(hidden, rows, cache, prepared)`: the layer's output, its keys and values written to `cache`;
+- `run_block(hidden, rows, cache, prepared)`: the layer's output, its keys and values written to `cache`, which is
+  a `CodedLayerCache` where the shape says `coded_cache`;
 - `why_not_head(parts, device, dtype)`, `prepare_head(parts, device, dtype)`, `run_head(hidden, prepared)`: the
   same for the final norm and the projection to logits.
 
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from octavo.kernels.attention import SequencePages
+from octavo.kernels.attention import CodedHeads, SequencePages
 from octavo.weights import Weight
 
 
@@ -48,11 +49,16 @@ class BlockParts:
 
 @dataclass(frozen=True)
 class BlockShape:
-    """What the weights of a decoder layer do not say; `window` is the positions a row sees, None for all."""
+    """What the weights of a decoder layer do not say.
+
+    `window` is the positions a row sees, None for all; `coded_cache` says whether keys and values are cached in 8
+    bits.
+    """
 
     head_dim: int
     norm_epsilon: float
     window: int | None
+    coded_cache: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,3 +90,11 @@ class LayerCache:
 
     keys: Float[Tensor, "slots kv_heads head_dim"]
     values: Float[Tensor, "slots kv_heads head_dim"]
+
+
+@dataclass(frozen=True)
+class CodedLayerCache:
+    """The same in 8 bits, for layers whose shape says `coded_cache`."""
+
+    keys: CodedHeads
+    values: CodedHeads

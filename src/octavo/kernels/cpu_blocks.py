@@ -15,11 +15,19 @@ from torch import Tensor
 
 from octavo.errors import UsageError
 from octavo.kernels import cpu
-from octavo.kernels.blocks import BlockParts, BlockShape, HeadParts, LayerCache, LinearParts, Rows
+from octavo.kernels.blocks import (
+    BlockParts,
+    BlockShape,
+    CodedLayerCache,
+    HeadParts,
+    LayerCache,
+    LinearParts,
+    Rows,
+)
 from octavo.weights import DenseWeight
 
 if TYPE_CHECKING:
-    from octavo.kernels._native import Head, Isa, Layer, Matrix, Pool, Step
+    from octavo.kernels._native import Cache, Head, Isa, Layer, Matrix, Pool, Step
 
 NAME = cpu.NAME
 
@@ -100,28 +108,50 @@ def prepare_head(parts: HeadParts, device: torch.device, dtype: torch.dtype) -> 
 
 
 def run_block(
-    hidden: Float[Tensor, "rows hidden_size"], rows: Rows, cache: LayerCache, prepared: PreparedBlock
+    hidden: Float[Tensor, "rows hidden_size"],
+    rows: Rows,
+    cache: LayerCache | CodedLayerCache,
+    prepared: PreparedBlock,
 ) -> Float[Tensor, "rows hidden_size"]:
     """The layer's output; keys and values of the rows are in the cache afterwards.
 
     UsageError for tensors of another shape or dtype, ValueError for slots outside the cache.
     """
-    layer, keys, values = prepared.layer, cache.keys, cache.values
+    layer = prepared.layer
     _check(hidden, (len(rows.write_slots), layer.hidden_size), "hidden states")
-    _check(keys, (keys.shape[0], layer.kv_heads, layer.head_dim), "cached keys")
-    _check(values, keys.shape, "cached values")
     outputs = torch.empty_like(hidden)
     layer.run(
         step_of(rows),
-        keys.data_ptr(),
-        values.data_ptr(),
-        keys.shape[0],
+        _cache(cache, layer),
         hidden.data_ptr(),
         outputs.data_ptr(),
         prepared.pool,
         prepared.isa,
     )
     return outputs
+
+
+def _cache(cache: LayerCache | CodedLayerCache, layer: "Layer") -> "Cache":
+    """Where the library finds the keys and values of a layer."""
+    from octavo.kernels import _native
+
+    if isinstance(cache, LayerCache):
+        shape = (len(cache.keys), layer.kv_heads, layer.head_dim)
+        _check(cache.keys, shape, "cached keys")
+        _check(cache.values, shape, "cached values")
+        return _native.Cache(cache.keys.data_ptr(), cache.values.data_ptr(), len(cache.keys))
+    keys, values = cache.keys, cache.values
+    shape = (len(keys.codes), layer.kv_heads, layer.head_dim)
+    for name, heads in (("cached keys", keys), ("cached values", values)):
+        _check(heads.codes, shape, name, torch.int8)
+        _check(heads.scales, shape[:2], f"scales of the {name}")
+    return _native.Cache(
+        keys.codes.data_ptr(),
+        keys.scales.data_ptr(),
+        values.codes.data_ptr(),
+        values.scales.data_ptr(),
+        len(keys.codes),
+    )
 
 
 def run_head(
@@ -135,13 +165,13 @@ def run_head(
     return logits
 
 
-def _check(tensor: Tensor, shape: tuple[int, ...], name: str) -> None:
+def _check(tensor: Tensor, shape: tuple[int, ...], name: str, dtype: torch.dtype = torch.float32) -> None:
     """The library reads memory by address: what lies there must be what it takes it for."""
-    fits = tensor.shape == shape and tensor.dtype == torch.float32 and tensor.is_contiguous()
+    fits = tensor.shape == shape and tensor.dtype == dtype and tensor.is_contiguous()
     if not (fits and tensor.device.type == "cpu"):
         raise UsageError(
-            f"the {name} are {tensor.dtype} {tuple(tensor.shape)} on {tensor.device}; "
-            f"the {NAME} kernel takes contiguous float32 {tuple(shape)} on the CPU"
+            f"the {name} are {tensor.dtype} {tuple(tensor.shape)} on {tensor.device}; the {NAME} kernel takes "
+            f"contiguous {str(dtype).removeprefix('torch.')} {tuple(shape)} on the CPU"
         )
 
 

@@ -4,20 +4,32 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
-from octavo.kernels.attention import SequencePages
+from octavo.kernels.attention import CachedHeads, CodedHeads, SequencePages
+from octavo.kernels.blocks import CodedLayerCache, LayerCache
 from octavo.model.config import LlamaConfig
 
 
 @dataclass(frozen=True)
 class KVCache:
-    """Preallocated keys and values of every layer; rows are written by slot, nothing is concatenated."""
+    """Preallocated keys and values of every layer, all as computed or all in 8 bits.
 
-    keys: tuple[Float[Tensor, "slots kv_heads head_dim"], ...]
-    values: tuple[Float[Tensor, "slots kv_heads head_dim"], ...]
+    Rows are written by slot, nothing is concatenated.
+    """
+
+    keys: tuple[CachedHeads, ...]
+    values: tuple[CachedHeads, ...]
     page_size: int
+
+    def layer(self, index: int) -> LayerCache | CodedLayerCache:
+        """The keys and values of one layer, as kernels of whole layers take them."""
+        keys, values = self.keys[index], self.values[index]
+        if isinstance(keys, CodedHeads) and isinstance(values, CodedHeads):
+            return CodedLayerCache(keys, values)
+        assert isinstance(keys, Tensor) and isinstance(values, Tensor), "keys and values are cached alike"
+        return LayerCache(keys, values)
 
 
 @dataclass(frozen=True)
@@ -34,15 +46,25 @@ class Batch:
 
 
 def make_cache(
-    config: LlamaConfig, pages: int, page_size: int, device: torch.device, dtype: torch.dtype
+    config: LlamaConfig, pages: int, page_size: int, device: torch.device, dtype: torch.dtype, coded: bool = False
 ) -> KVCache:
-    """An empty cache of `pages` pages of `page_size` slots in every layer."""
+    """An empty cache of `pages` pages of `page_size` slots in every layer, in `dtype` or `coded` in 8 bits."""
 
-    def empty() -> tuple[Tensor, ...]:
-        shape = (pages * page_size, config.kv_heads, config.head_dim)
-        return tuple(torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.layers))
+    def empty() -> CachedHeads:
+        heads = (pages * page_size, config.kv_heads)
+        if coded:
+            codes = torch.zeros(*heads, config.head_dim, device=device, dtype=torch.int8)
+            return CodedHeads(codes, torch.zeros(heads, device=device))
+        return torch.zeros(*heads, config.head_dim, device=device, dtype=dtype)
 
-    return KVCache(empty(), empty(), page_size)
+    keys, values = (tuple(empty() for _ in range(config.layers)) for _ in range(2))
+    return KVCache(keys, values, page_size)
+
+
+def slot_bytes(config: LlamaConfig, dtype: torch.dtype, coded: bool) -> int:
+    """Memory of one position in all layers."""
+    head = config.head_dim + torch.float32.itemsize if coded else config.head_dim * dtype.itemsize
+    return 2 * config.layers * config.kv_heads * head
 
 
 def make_batch(

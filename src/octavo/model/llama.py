@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from octavo.kernels.attention import cached_attention, write_cache
-from octavo.kernels.blocks import LayerCache, Rows
+from octavo.kernels.blocks import CodedLayerCache, LayerCache, Rows
 from octavo.model.config import LlamaConfig
 from octavo.model.kv_cache import Batch, KVCache
 from octavo.model.linear import Linear
@@ -47,7 +47,7 @@ class Block:
 class FusedBlock:
     """A decoder layer that one kernel runs whole; `refusals` say why faster kernels do not."""
 
-    run: Callable[[Tensor, Rows, LayerCache], Tensor]
+    run: Callable[[Tensor, Rows, LayerCache | CodedLayerCache], Tensor]
     kernel: str
     refusals: dict[str, str]
 
@@ -83,6 +83,9 @@ class Rotary:
     cosine: Float[Tensor, "rows 1 head_dim"]
     sine: Float[Tensor, "rows 1 head_dim"]
 
+    def to(self, dtype: torch.dtype) -> "Rotary":
+        return Rotary(self.cosine.to(dtype), self.sine.to(dtype))
+
 
 @dataclass(frozen=True)
 class Step:
@@ -94,21 +97,24 @@ class Step:
 
     @cached_property
     def rotary(self) -> Rotary:
-        """Computed for the first layer that asks; fused layers make their own."""
+        """In float32, computed for the first layer that asks; fused layers make their own."""
         doubled = torch.cat((self.rows.angles, self.rows.angles), -1)[:, None, :]
-        dtype, temperature = self.cache.keys[0].dtype, self.rows.temperature
-        return Rotary((doubled.cos() * temperature).to(dtype), (doubled.sin() * temperature).to(dtype))
+        return Rotary(doubled.cos() * self.rows.temperature, doubled.sin() * self.rows.temperature)
 
 
 @dataclass(frozen=True)
 class LlamaModel:
-    """A whole network on one device; `dtype` is what it computes in, whatever its weights are stored in."""
+    """A whole network on one device; `dtype` is what it computes in, whatever its weights are stored in.
+
+    `coded_cache` says that its blocks were chosen for a cache in 8 bits.
+    """
 
     config: LlamaConfig
     embedding: Float[Tensor, "vocabulary hidden_size"]
     blocks: tuple[Block | FusedBlock, ...]
     head: Head | FusedHead
     dtype: torch.dtype
+    coded_cache: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -142,7 +148,7 @@ def make_step(config: LlamaConfig, batch: Batch, cache: KVCache) -> Step:
 def run_block(block: Block | FusedBlock, layer: int, hidden: Hidden, step: Step) -> Hidden:
     """One decoder layer: attention, then the gated MLP, each added to what came in."""
     if isinstance(block, FusedBlock):
-        return block.run(hidden, step.rows, LayerCache(step.cache.keys[layer], step.cache.values[layer]))
+        return block.run(hidden, step.rows, step.cache.layer(layer))
     inputs = rms_norm(hidden, block.attention_norm, step.config.norm_epsilon)
     hidden = hidden + block.output(attend(block, layer, inputs, step))
     inputs = rms_norm(hidden, block.mlp_norm, step.config.norm_epsilon)
@@ -156,11 +162,12 @@ def attend(block: Block, layer: int, inputs: Hidden, step: Step) -> Float[Tensor
     if block.query_norm is not None and block.key_norm is not None:
         queries = rms_norm(queries, block.query_norm, step.config.norm_epsilon)
         keys = rms_norm(keys, block.key_norm, step.config.norm_epsilon)
+    rotary = step.rotary.to(inputs.dtype)
     cached_keys, cached_values = step.cache.keys[layer], step.cache.values[layer]
-    write_cache(cached_keys, rotate(keys, step.rotary), step.rows.write_slots)
+    write_cache(cached_keys, rotate(keys, rotary), step.rows.write_slots)
     write_cache(cached_values, block.value(inputs).view(heads), step.rows.write_slots)
     attended = cached_attention(
-        rotate(queries, step.rotary), cached_keys, cached_values, step.rows.pages, step.config.windows[layer]
+        rotate(queries, rotary), cached_keys, cached_values, step.rows.pages, step.config.windows[layer]
     )
     return attended.flatten(1)
 

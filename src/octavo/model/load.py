@@ -227,9 +227,10 @@ def load_model(
     dtype: torch.dtype,
     block_kernels: Sequence[ModuleType] = dispatch.BLOCK_KERNELS,
     progress: Progress | None = None,
+    coded_cache: bool = False,
 ) -> LlamaModel:
     """The whole model of a folder; see `build_model`."""
-    return build_model(open_folder(path), device, dtype, block_kernels, progress)
+    return build_model(open_folder(path), device, dtype, block_kernels, progress, coded_cache)
 
 
 def build_model(
@@ -238,16 +239,18 @@ def build_model(
     dtype: torch.dtype,
     block_kernels: Sequence[ModuleType] = dispatch.BLOCK_KERNELS,
     progress: Progress | None = None,
+    coded_cache: bool = False,
 ) -> LlamaModel:
     """The whole model of an opened folder, each layer built at once as what it is.
 
     Layers that none of `block_kernels` runs whole are run part by part. `progress` hears of each
-    layer that is ready.
+    layer that is ready. `coded_cache`: for a cache in 8 bits.
     """
     config = folder.config
 
     def block(layer: int) -> Block | FusedBlock:
-        built = _load_block(folder, layer, block_kernels, device, dtype)
+        shape = block_shape(config, layer, coded_cache)
+        built = _load_block(folder, layer, shape, block_kernels, device, dtype)
         if progress is not None:
             progress(layer + 1, config.layers)
         return built
@@ -259,16 +262,22 @@ def build_model(
         blocks=tuple(block(layer) for layer in range(config.layers)),
         head=_load_head(folder, block_kernels, device, dtype),
         dtype=dtype,
+        coded_cache=coded_cache,
     )
 
 
 def _load_block(
-    folder: ModelFolder, layer: int, kernels: Sequence[ModuleType], device: torch.device, dtype: torch.dtype
+    folder: ModelFolder,
+    layer: int,
+    shape: BlockShape,
+    kernels: Sequence[ModuleType],
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> Block | FusedBlock:
     """A decoder layer, whole where a kernel takes it."""
     if not kernels:
         return folder.block(layer, device, dtype)
-    parts, shape = folder.block_parts(layer), block_shape(folder.config, layer)
+    parts = folder.block_parts(layer)
     choice = dispatch.choose_block(kernels, parts, shape, device, dtype)
     kernel = choice.kernel
     if kernel is None:
@@ -292,9 +301,9 @@ def _load_head(
     return FusedHead(lambda hidden: kernel.run_head(hidden, prepared), kernel.NAME, choice.refusals)
 
 
-def block_shape(config: LlamaConfig, layer: int) -> BlockShape:
+def block_shape(config: LlamaConfig, layer: int, coded_cache: bool = False) -> BlockShape:
     """What a kernel must know of a decoder layer beside its weights."""
-    return BlockShape(config.head_dim, config.norm_epsilon, config.windows[layer])
+    return BlockShape(config.head_dim, config.norm_epsilon, config.windows[layer], coded_cache)
 
 
 def _linear(parts: LinearParts, device: torch.device, dtype: torch.dtype) -> Linear:

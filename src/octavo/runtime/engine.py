@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from octavo.errors import ContextLengthError, EngineError, GrammarError, OverloadError, UsageError
-from octavo.model.config import LlamaConfig
-from octavo.model.kv_cache import make_batch, make_cache
+from octavo.model.kv_cache import make_batch, make_cache, slot_bytes
 from octavo.model.llama import LlamaModel, hidden_states
 from octavo.runtime.capture import capture_for
 from octavo.runtime.decoding import Decoder, broken_logits
@@ -77,7 +76,7 @@ class Engine:
         limits: EngineLimits = EngineLimits(),
         turn: AbstractContextManager[object] | None = None,
     ) -> None:
-        pages = _affordable_pages(model.config, model.dtype, limits)
+        pages = _affordable_pages(model, limits)
         self.model = model
         self.limits = limits
         self.context = min(model.config.context, pages * limits.page_size)
@@ -87,7 +86,9 @@ class Engine:
         pool = PagePool(IDLE_PAGE + 1, pages)
         self._scheduler = Scheduler(limits.rows, limits.page_size, pool, reuse)
         with torch.inference_mode():
-            self._cache = make_cache(model.config, pages + 1, limits.page_size, model.device, model.dtype)
+            self._cache = make_cache(
+                model.config, pages + 1, limits.page_size, model.device, model.dtype, model.coded_cache
+            )
             self._decoder = Decoder(
                 model, self._cache, limits.rows, pages_each, capture_for(model.device), IDLE_PAGE
             )
@@ -382,12 +383,12 @@ def _mask(bits: bytes, vocabulary: int) -> Tensor:
     return torch.nn.functional.pad(known, (0, vocabulary - len(known)))
 
 
-def _affordable_pages(config: LlamaConfig, dtype: torch.dtype, limits: EngineLimits) -> int:
+def _affordable_pages(model: LlamaModel, limits: EngineLimits) -> int:
     """Pages that `cache_bytes` hold beside the idle one, but no more than all rows at full length can use."""
-    page_bytes = 2 * config.layers * config.kv_width * limits.page_size * dtype.itemsize
+    page_bytes = limits.page_size * slot_bytes(model.config, model.dtype, model.coded_cache)
     pages = limits.cache_bytes // page_bytes - 1
     if pages < 1:
         raise UsageError(
             f"a cache of {limits.cache_bytes} bytes holds no two pages of {page_bytes} bytes; allow more memory"
         )
-    return min(pages, limits.rows * -(-config.context // limits.page_size))
+    return min(pages, limits.rows * -(-model.config.context // limits.page_size))

@@ -76,14 +76,28 @@ public:
     std::vector<float> run(const Layer& layer, std::int64_t most, Against against, Pool& pool, Isa isa) const {
         const std::int64_t slots = pages_ * page_size, place = shape_.kv_heads * shape_.head_dim;
         const Guarded<float> keys(slots * place, against), values(slots * place, against);
+        return run_over({keys.data(), values.data(), slots}, layer, most, against, pool, isa);
+    }
+
+    // The same over a cache in 8 bits.
+    std::vector<float> run_coded(const Layer& layer, std::int64_t most, Against against, Pool& pool, Isa isa) const {
+        const std::int64_t slots = pages_ * page_size, heads = slots * shape_.kv_heads;
+        const Guarded<std::int8_t> keys(heads * shape_.head_dim, against), values(heads * shape_.head_dim, against);
+        const Guarded<float> key_scales(heads, against), value_scales(heads, against);
+        const Cache cache{{keys.data(), key_scales.data()}, {values.data(), value_scales.data()}, slots};
+        return run_over(cache, layer, most, against, pool, isa);
+    }
+
+private:
+    std::vector<float> run_over(Cache cache, const Layer& layer, std::int64_t most, Against against, Pool& pool,
+                                Isa isa) const {
         std::vector<float> results(hidden_.size());
         for (std::int64_t begin = 0; begin < lengths[std::size(lengths) - 1]; begin += most) {
-            run_rows(layer, {begin, begin + most}, {keys.data(), values.data(), slots}, against, pool, isa, results);
+            run_rows(layer, {begin, begin + most}, cache, against, pool, isa, results);
         }
         return results;
     }
 
-private:
     // The rows of each sequence that lie in `range`.
     void run_rows(const Layer& layer, Range range, Cache cache, Against against, Pool& pool, Isa isa,
                   std::vector<float>& results) const {
@@ -141,7 +155,9 @@ void test_layer(const Shape& shape) {
     const Layer layer = random_layer(shape, alone);
     const Sequences sequences(shape);
     const std::vector<float> expected = sequences.run(layer, 1000, Against::back, alone, Isa::portable);
+    const std::vector<float> coded = sequences.run_coded(layer, 1000, Against::back, alone, Isa::portable);
     for (const float value : expected) require(value == value, "a finite layer has finite outputs");
+    require(!same_bits(coded, expected), "8 bits leave a trace");
     for (const Isa isa : available_isas()) {
         for (Pool* pool : {&alone, &pair, &three}) {
             for (const std::int64_t most : {std::int64_t{1000}, std::int64_t{20}}) {
@@ -149,6 +165,8 @@ void test_layer(const Shape& shape) {
             }
         }
         require(same_bits(sequences.run(layer, 1, Against::front, pair, isa), expected), "a row at a time");
+        require(same_bits(sequences.run_coded(layer, 1000, Against::back, pair, isa), coded), "8 bits");
+        require(same_bits(sequences.run_coded(layer, 1, Against::front, three, isa), coded), "8 bits by rows");
     }
 }
 

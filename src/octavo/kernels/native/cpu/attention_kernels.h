@@ -6,21 +6,26 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
+#include "memory.h"
 #include "vector_kernels.h"
 
 namespace octavo {
 namespace {
 
 constexpr float minus_infinity = -__builtin_inff();
+constexpr std::int64_t cache_line = 64;  // bytes
 
 // The positions of a block in the cache, and what is worked out for it.
 struct AttentionMemory {
-    RowsAt<float> queries;  // [lines][head_dim], normed, rotated, and scaled by 1 / sqrt(head_dim)
-    RowsAt<float> keys;     // [head_dim][block_positions]
-    RowsAt<float> weights;  // [lines][block_positions]
-    RowsAt<float> sums;     // [lines][state_size], of the block at hand
-    RowsAt<float> merged;   // [lines][state_size], of those before it
+    RowsAt<float> queries;                        // [lines][head_dim], normed, rotated, scaled by 1 / sqrt(head_dim)
+    RowsAt<float> keys;                           // [head_dim][block_positions]
+    RowsAt<float> decoded_keys;                   // [lane_count][head_dim], where the cache is in 8 bits
+    RowsAt<float> decoded_values;                 // [block_positions][head_dim], likewise
+    RowsAt<float> weights;                        // [lines][block_positions]
+    RowsAt<float> sums;                           // [lines][state_size], of the block at hand
+    RowsAt<float> merged;                         // [lines][state_size], of those before it
 
     AttentionMemory(const HeadShape& shape, std::int64_t lines, float* memory) {
         const auto rows = [&](std::int64_t count, std::int64_t size) {
@@ -30,6 +35,8 @@ struct AttentionMemory {
         };
         queries = rows(lines, shape.padded_dim());
         keys = rows(shape.head_dim, block_positions);
+        decoded_keys = rows(lane_count, shape.head_dim);
+        decoded_values = rows(block_positions, shape.head_dim);
         weights = rows(lines, block_positions);
         sums = rows(lines, shape.state_size());
         merged = rows(lines, shape.state_size());
@@ -79,23 +86,74 @@ void multiply_lines(std::int64_t count, RowsAt<const float> left, Right right, R
     }
 }
 
+// Codes of 8 bits: the largest magnitude is 127, halves are rounded to even. A scale is at least the smallest normal
+// number, so that zeros are codes of 0, and no number where one of the values is none.
+template <class Floats>
+void encode_head(const float* values, std::int64_t size, std::int8_t* codes, float* scale) {
+    const Floats zero = Floats::broadcast(0.0f);
+    Floats magnitude = zero, vanishing = zero;
+    by_lanes(size, [&](std::int64_t d, int count) {
+        const Floats value = Floats::load_first(values + d, count);
+        magnitude = larger(larger(value, zero - value), magnitude);
+        vanishing = vanishing + zero * value;  // NaN where a value is not finite, which `larger` may lose
+    });
+    const float smallest = 1.17549435e-38f, wanted = largest(magnitude) / 127.0f;
+    *scale = (wanted > smallest ? wanted : smallest) + sum(vanishing);
+    const Floats divisor = Floats::broadcast(*scale), shift = Floats::broadcast(12582912.0f);  // 1.5 * 2^23
+    by_lanes(size, [&](std::int64_t d, int count) {
+        float rounded[lane_count];  // its lowest byte is the code
+        (Floats::load_first(values + d, count) / divisor + shift).store(rounded);
+        for (int i = 0; i < count; ++i) std::memcpy(codes + d + i, rounded + i, 1);
+    });
+}
+
+template <class Floats>
+[[gnu::always_inline]] inline void decode_head(const std::int8_t* codes, float scale, std::int64_t size, float* values) {
+    const Floats factor = Floats::broadcast(scale);
+    by_lanes(size, [&](std::int64_t d, int count) {
+        (Floats::load_codes(codes + d, count) * factor).store_first(values + d, count);
+    });
+}
+
+// A head in the cache, counted over slots and heads: its floats as they lie there, or its codes decoded.
+template <class Floats>
+[[gnu::always_inline]] inline const float* cached_head(const CacheMemory& cache, std::int64_t head,
+                                                       std::int64_t head_dim, float* decoded) {
+    if (cache.codes == nullptr) return cache.floats + head * head_dim;
+    decode_head<Floats>(cache.codes + head * head_dim, cache.scales[head], head_dim, decoded);
+    return decoded;
+}
+
+// Writes a head to the cache: floats where they belong, or by way of a row of the thread's own to codes.
+template <class Floats, class Compute>
+void write_head(const CacheMemory& cache, std::int64_t head, std::int64_t head_dim, Compute compute) {
+    if (cache.codes == nullptr) return compute(cache.floats + head * head_dim);
+    const auto bytes = head_dim * static_cast<std::int64_t>(sizeof(float));
+    float* row = reinterpret_cast<float*>(thread_scratch(bytes));
+    compute(row);
+    encode_head<Floats>(row, head_dim, cache.codes + head * head_dim, cache.scales + head);
+}
+
 template <class Floats>
 void write_cache(const Attention& attention, Range rows, Range kv_heads) {
     const HeadShape& shape = attention.shape;
     const std::int64_t half = shape.head_dim / 2;
     for (std::int64_t row = rows.begin; row < rows.end; ++row) {
         for (std::int64_t head = kv_heads.begin; head < kv_heads.end; ++head) {
-            const std::int64_t place = (attention.write_slots[row] * shape.kv_heads + head) * shape.head_dim;
+            const std::int64_t place = attention.write_slots[row] * shape.kv_heads + head;
             const float* key = attention.keys[row - attention.first_row] + head * shape.head_dim;
             const float* value = attention.values[row - attention.first_row] + head * shape.head_dim;
-            float* cached = attention.cached_keys + place;
-            if (attention.key_norm.weight != nullptr) {
-                normalize<Floats>(key, shape.head_dim, attention.key_norm, cached);
-                key = cached;
-            }
-            rotate<Floats>(key, attention.cosine + row * half, attention.sine + row * half, half, 1.0f, cached);
-            by_lanes(shape.head_dim, [&](std::int64_t d, int count) {
-                Floats::load_first(value + d, count).store_first(attention.cached_values + place + d, count);
+            write_head<Floats>(attention.cached_keys, place, shape.head_dim, [&](float* cached) {
+                if (attention.key_norm.weight != nullptr) {
+                    normalize<Floats>(key, shape.head_dim, attention.key_norm, cached);
+                    key = cached;
+                }
+                rotate<Floats>(key, attention.cosine + row * half, attention.sine + row * half, half, 1.0f, cached);
+            });
+            write_head<Floats>(attention.cached_values, place, shape.head_dim, [&](float* cached) {
+                by_lanes(shape.head_dim, [&](std::int64_t d, int count) {
+                    Floats::load_first(value + d, count).store_first(cached + d, count);
+                });
             });
         }
     }
@@ -128,27 +186,26 @@ inline Range seen_by(const Attention& attention, std::int64_t row, std::int64_t 
     return seen.begin < seen.end ? seen : Range{0, 0};
 }
 
-// The keys and values of a block's positions in the cache; those of positions that no line sees are any others.
-struct CachedRows {
-    const float* keys[block_positions];
-    const float* values[block_positions];
-};
+// A head in the cache is asked for ahead of its use: they lie scattered, and no processor guesses.
+[[gnu::always_inline]] inline void prefetch_head(const CacheMemory& cache, std::int64_t head, std::int64_t head_dim) {
+    const bool coded = cache.codes != nullptr;
+    const auto size = static_cast<std::int64_t>(coded ? sizeof(std::int8_t) : sizeof(float)) * head_dim;
+    const char* bytes = coded ? reinterpret_cast<const char*>(cache.codes) : reinterpret_cast<const char*>(cache.floats);
+    for (std::int64_t i = 0; i < size; i += cache_line) __builtin_prefetch(bytes + head * size + i);
+    if (coded) __builtin_prefetch(cache.scales + head);
+}
 
-// Finds the rows of `positions`, and asks for them ahead of their use: they lie scattered, and no processor guesses.
-inline void find_rows(const Attention& attention, const AttentionTask& task, std::int64_t block, Range positions,
-                      CachedRows& rows) {
+// The heads of a block's positions in the cache, counted over slots and heads.
+inline void find_heads(const Attention& attention, const AttentionTask& task, std::int64_t block, Range positions,
+                       std::int64_t* heads) {
     const HeadShape& shape = attention.shape;
     const std::int64_t first = block * block_positions + positions.begin;
     std::int64_t page = first / attention.page_size, within = first % attention.page_size;
     for (std::int64_t position = positions.begin; position < positions.end; ++position) {
         const std::int64_t slot = task.page_slots[page] + within;
-        const std::int64_t place = (slot * shape.kv_heads + task.kv_head) * shape.head_dim;
-        rows.keys[position] = attention.cached_keys + place;
-        rows.values[position] = attention.cached_values + place;
-        for (std::int64_t d = 0; d < shape.head_dim; d += lane_count) {
-            __builtin_prefetch(rows.keys[position] + d);
-            __builtin_prefetch(rows.values[position] + d);
-        }
+        heads[position] = slot * shape.kv_heads + task.kv_head;
+        prefetch_head(attention.cached_keys, heads[position], shape.head_dim);
+        prefetch_head(attention.cached_values, heads[position], shape.head_dim);
         if (++within == attention.page_size) {
             within = 0;
             ++page;
@@ -156,16 +213,20 @@ inline void find_rows(const Attention& attention, const AttentionTask& task, std
     }
 }
 
-// The keys of a block by dimension, so that scores are computed for sixteen positions side by side.
+// The keys of a block by dimension, so that scores are computed for sixteen positions side by side. Lanes of positions
+// that no line sees get any others.
 template <class Floats>
-void transpose_keys(std::int64_t head_dim, Range positions, CachedRows& rows, RowsAt<float> keys) {
-    const std::int64_t first = positions.begin / lane_count * lane_count;
-    const std::int64_t end = (positions.end + lane_count - 1) / lane_count * lane_count;
-    for (std::int64_t p = first; p < positions.begin; ++p) rows.keys[p] = rows.keys[positions.begin];
-    for (std::int64_t p = positions.end; p < end; ++p) rows.keys[p] = rows.keys[positions.begin];
-    for (std::int64_t p = first; p < end; p += lane_count) {
+void transpose_keys(const CacheMemory& cache, std::int64_t head_dim, Range positions, const std::int64_t* heads,
+                    const AttentionMemory& memory) {
+    for (std::int64_t p = positions.begin / lane_count * lane_count; p < positions.end; p += lane_count) {
+        const float* keys[lane_count];
+        for (int i = 0; i < lane_count; ++i) {
+            const bool seen = positions.begin <= p + i && p + i < positions.end;
+            keys[i] = cached_head<Floats>(cache, heads[seen ? p + i : positions.begin], head_dim,
+                                          memory.decoded_keys[i]);
+        }
         by_lanes(head_dim, [&](std::int64_t d, int count) {
-            Floats::transpose(rows.keys + p, d, count, keys[d] + p, keys.stride);
+            Floats::transpose(keys, d, count, memory.keys[d] + p, memory.keys.stride);
         });
     }
 }
@@ -239,9 +300,14 @@ void sum_block(const Attention& attention, const AttentionTask& task, std::int64
     const HeadShape& shape = attention.shape;
     const std::int64_t each = shape.heads_each(), lines = task.rows.size() * each;
     const Range positions = seen_by_any(attention, task, block);
-    CachedRows rows;
-    find_rows(attention, task, block, positions, rows);
-    transpose_keys<Floats>(shape.head_dim, positions, rows, memory.keys);
+    std::int64_t heads[block_positions];
+    const float* values[block_positions];
+    find_heads(attention, task, block, positions, heads);
+    transpose_keys<Floats>(attention.cached_keys, shape.head_dim, positions, heads, memory);
+    for (std::int64_t p = positions.begin; p < positions.end; ++p) {
+        values[p] =
+            cached_head<Floats>(attention.cached_values, heads[p], shape.head_dim, memory.decoded_values[p]);
+    }
     const Range scored{positions.begin / lane_count * lane_count,
                        (positions.end + lane_count - 1) / lane_count * lane_count};
     const Floats zero = Floats::broadcast(0.0f);
@@ -259,7 +325,7 @@ void sum_block(const Attention& attention, const AttentionTask& task, std::int64
         multiply_lines<Floats>(count, {memory.queries[line], memory.queries.stride}, memory.keys, {0, shape.head_dim},
                                weights, scored);
         for (std::int64_t l = 0; l < count; ++l) weigh<Floats>(seen[l], weights[l], sums[l]);
-        add_values<Floats>(count, seen, {weights.first, weights.stride}, rows.values,
+        add_values<Floats>(count, seen, {weights.first, weights.stride}, values,
                            {sums.first + lane_count, sums.stride}, shape.head_dim);
     }
 }

@@ -40,11 +40,20 @@ void init_head(Head* self, Address norm, float norm_epsilon, SharedMatrix projec
     new (self) Head(at<const float>(norm), norm_epsilon, projection);
 }
 
-void run_layer_at(const Layer& layer, const Step& step, Address keys, Address values, std::int64_t slots,
-                  Address hidden, Address outputs, Pool* pool, Isa isa) {
+void init_cache(Cache* self, Address keys, Address values, std::int64_t slots) {
+    new (self) Cache{at<float>(keys), at<float>(values), slots};
+}
+
+void init_cache_in_codes(Cache* self, Address keys, Address key_scales, Address values, Address value_scales,
+                         std::int64_t slots) {
+    new (self) Cache{{at<std::int8_t>(keys), at<float>(key_scales)},
+                     {at<std::int8_t>(values), at<float>(value_scales)}, slots};
+}
+
+void run_layer_at(const Layer& layer, const Step& step, const Cache& cache, Address hidden, Address outputs,
+                  Pool* pool, Isa isa) {
     const nb::gil_scoped_release release;
-    run_layer(layer, step, {at<float>(keys), at<float>(values), slots}, at<const float>(hidden), at<float>(outputs),
-              pool_or_default(pool), isa);
+    run_layer(layer, step, cache, at<const float>(hidden), at<float>(outputs), pool_or_default(pool), isa);
 }
 
 void run_head_at(const Head& head, Address hidden, std::int64_t rows, Address logits, Pool* pool, Isa isa) {
@@ -67,6 +76,10 @@ void bind_layer(nb::module_& module) {
         .def("__init__", &init_step, nb::arg("angles"), nb::arg("write_slots"), nb::arg("lengths"),
              nb::arg("row_starts"), nb::arg("page_table"), nb::arg("rows"), nb::arg("half_head"),
              nb::arg("sequences"), nb::arg("pages"), nb::arg("page_size"), nb::arg("temperature"));
+    nb::class_<Cache>(module, "Cache", "Keys and values of a layer, [slots, kv_heads, head_dim], by their addresses.")
+        .def("__init__", &init_cache, nb::arg("keys"), nb::arg("values"), nb::arg("slots"), "float32")
+        .def("__init__", &init_cache_in_codes, nb::arg("keys"), nb::arg("key_scales"), nb::arg("values"),
+             nb::arg("value_scales"), nb::arg("slots"), "int8, with float32 scales [slots, kv_heads]");
     nb::class_<Layer>(module, "Layer", "A decoder layer; norms are copied, matrices shared.")
         .def("__init__", &init_layer, nb::arg("attention_norm"), nb::arg("mlp_norm"), nb::arg("query_norm"),
              nb::arg("key_norm"), nb::arg("query"), nb::arg("key"), nb::arg("value"), nb::arg("output"),
@@ -75,9 +88,8 @@ void bind_layer(nb::module_& module) {
         .def_prop_ro("hidden_size", &Layer::hidden_size)
         .def_prop_ro("kv_heads", [](const Layer& layer) { return layer.shape.kv_heads; })
         .def_prop_ro("head_dim", [](const Layer& layer) { return layer.shape.head_dim; })
-        .def("run", &run_layer_at, nb::arg("step"), nb::arg("keys"), nb::arg("values"), nb::arg("slots"),
-             nb::arg("hidden"), nb::arg("outputs"), nb::arg("pool").none(), nb::arg("isa"),
-             "Addresses of float32: the cache [slots, kv_heads, head_dim], rows in and out [rows, hidden_size].");
+        .def("run", &run_layer_at, nb::arg("step"), nb::arg("cache"), nb::arg("hidden"), nb::arg("outputs"),
+             nb::arg("pool").none(), nb::arg("isa"), "Addresses of float32 rows in and out, [rows, hidden_size].");
     nb::class_<Head>(module, "Head", "The final norm and the projection to logits.")
         .def("__init__", &init_head, nb::arg("norm"), nb::arg("norm_epsilon"), nb::arg("projection"))
         .def_prop_ro("hidden_size", &Head::hidden_size)

@@ -39,6 +39,10 @@ struct PortableFloats {
     static PortableFloats load_first(const float* from, int count) {
         return each([=](int i) { return i < count ? from[i] : 0.0f; });
     }
+    // The first `count` lanes from whole numbers of 8 bits, zeros behind them; reads no further.
+    static PortableFloats load_codes(const std::int8_t* from, int count) {
+        return each([=](int i) { return i < count ? static_cast<float>(from[i]) : 0.0f; });
+    }
     void store(float* to) const { std::memcpy(to, lane, sizeof lane); }
     void store_first(float* to, int count) const {
         std::memcpy(to, lane, static_cast<std::size_t>(count) * sizeof(float));
@@ -121,6 +125,13 @@ struct Avx2Floats {
     static Avx2Floats load(const float* from) { return {_mm256_loadu_ps(from), _mm256_loadu_ps(from + 8)}; }
     static Avx2Floats load_first(const float* from, int count) {
         return {_mm256_maskload_ps(from, first_mask(count)), _mm256_maskload_ps(from + 8, first_mask(count - 8))};
+    }
+    static Avx2Floats load_codes(const std::int8_t* from, int count) {
+        std::int8_t codes[lane_count] = {};
+        std::memcpy(codes, from, static_cast<std::size_t>(count));
+        const __m128i all = _mm_loadu_si128(reinterpret_cast<const __m128i*>(codes));
+        return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(all)),
+                _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_unpackhi_epi64(all, all)))};
     }
     void store(float* to) const {
         _mm256_storeu_ps(to, low);
@@ -223,6 +234,9 @@ struct Avx512Floats {
     static Avx512Floats load(const float* from) { return {_mm512_loadu_ps(from)}; }
     static Avx512Floats load_first(const float* from, int count) {
         return {_mm512_maskz_loadu_ps(first_mask(count), from)};
+    }
+    static Avx512Floats load_codes(const std::int8_t* from, int count) {
+        return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(first_mask(count), from)))};
     }
     void store(float* to) const { _mm512_storeu_ps(to, value); }
     void store_first(float* to, int count) const { _mm512_mask_storeu_ps(to, first_mask(count), value); }

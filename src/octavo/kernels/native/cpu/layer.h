@@ -79,8 +79,7 @@ public:
 };
 
 struct Cache {
-    float* keys;  // [slots][kv_heads][head_dim]
-    float* values;
+    CacheMemory keys, values;
     std::int64_t slots;
 };
 

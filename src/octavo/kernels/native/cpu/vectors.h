@@ -36,6 +36,17 @@ struct Norm {
     float epsilon;
 };
 
+// The keys or the values of a layer, [slots][kv_heads][head_dim]: floats, or codes of 8 bits with a scale for each
+// slot and head, where a float is its code times the scale. octavo.kernels.attention defines the codes of a row.
+struct CacheMemory {
+    float* floats = nullptr;  // null where there are codes
+    std::int8_t* codes = nullptr;
+    float* scales = nullptr;  // [slots][kv_heads]
+
+    CacheMemory(float* all) : floats(all) {}
+    CacheMemory(std::int8_t* all, float* of_heads) : codes(all), scales(of_heads) {}
+};
+
 // What attention reads and writes in one layer, for the rows of a call from `first_row` on; the arrays by row that
 // come from a `Step` count all rows of the call.
 struct Attention {
@@ -43,8 +54,7 @@ struct Attention {
     Norm query_norm, key_norm;  // of heads; no weight: none
     std::int64_t first_row;
     RowsAt<const float> queries, keys, values;  // of the rows, before norm and rotation
-    float* cached_keys;                         // [slots][kv_heads][head_dim]
-    float* cached_values;
+    CacheMemory cached_keys, cached_values;
     const std::int64_t* positions;    // [rows]
     const std::int64_t* write_slots;  // [rows]
     const float* cosine;              // [rows][head_dim / 2]
