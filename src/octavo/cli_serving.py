@@ -1,6 +1,7 @@
 """The verbs `serve` and `chat` of the command line."""
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 LIMITS, SAMPLING = EngineLimits(), SamplingParams()
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+KvBits = Annotated[
+    int | None,
+    typer.Option(help="8 keeps the past of replies in 8 bits.", show_default="as it is computed"),
+]
 
 
 def serve(
@@ -44,9 +49,11 @@ def serve(
     rows: Annotated[int, typer.Option(min=1, help="Replies written at a time.")] = LIMITS.rows,
     queue: Annotated[int, typer.Option(min=0, help="Requests that may wait.")] = LIMITS.queue,
     cache: Annotated[float, typer.Option(help="GB of memory for the past of each model's replies.")] = 2.0,
+    kv_bits: KvBits = None,
     device: Device = "auto",
 ) -> None:
     """Serve MODELS to browsers, and to clients of OpenAI's API."""
+    let_idle_threads_sleep()
     from octavo.demo import demo_models
     from octavo.server.run import folders_by_name, serve
     from octavo.server.settings import ServerSettings
@@ -60,7 +67,7 @@ def serve(
     limits = EngineLimits(rows, queue, int(cache * 10**9))
     serve(
         demo_models(say) if models == ["demo"] else folders_by_name(models),
-        loader_for(device),
+        loader_for(device, kv_bits),
         settings,
         limits,
         lambda url: say(f"listening on {url}"),
@@ -79,14 +86,18 @@ def chat(
     api_key: Annotated[
         str | None, typer.Option(help="Of a server.", envvar="OCTAVO_API_KEY", show_default=False)
     ] = None,
+    kv_bits: KvBits = None,
     device: Device = "auto",
 ) -> None:
     """Talk to MODEL. From a pipe, it answers what it reads and prints the answer only."""
+    if kv_bits is not None and model.startswith(("http://", "https://")):
+        raise UsageError(f"--kv-bits is for a model that runs here; how {model} keeps the past is its own affair")
+    let_idle_threads_sleep()
     from octavo.server.partners import ReplySettings, chat_partner
     from octavo.server.terminal import Terminal
 
     settings = ReplySettings(SamplingParams(temperature, seed=seed), max_new_tokens)
-    with contextlib.closing(chat_partner(model, name, api_key, loader_for(device))) as partner:
+    with contextlib.closing(chat_partner(model, name, api_key, loader_for(device, kv_bits))) as partner:
         terminal = Terminal(partner, settings)
         terminal.conversation.set_system(system or "")
         if sys.stdin.isatty():
@@ -95,15 +106,32 @@ def chat(
             terminal.answer_once(sys.stdin.read())
 
 
-def loader_for(device: str) -> "Callable[[Path, Progress], tuple[LlamaModel, Tokenizer]]":
-    """What makes a model of a folder; a device that is not here is refused at once."""
+def let_idle_threads_sleep() -> None:
+    """To be called before torch is imported: its threads spin for a while after each of their loops.
+
+    They do so on the cores that the native layers want: 16 replies at a time took three times as long.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def loader_for(
+    device: str, kv_bits: int | None = None
+) -> "Callable[[Path, Progress], tuple[LlamaModel, Tokenizer]]":
+    """What makes a model of a folder; a device that is not here is refused at once.
+
+    UsageError for `kv_bits` that a cache does not come in.
+    """
+    if kv_bits not in (None, 8):
+        raise UsageError(f"keys and values are kept in 8 bits or as they are computed, not in {kv_bits} bits")
     from octavo import api
     from octavo.model.load import load_model
     from octavo.model.tokenizer import load_tokenizer
 
-    place = api.choose_device(device)
+    place, coded = api.choose_device(device), kv_bits == 8
 
     def load(folder: Path, progress: "Progress") -> "tuple[LlamaModel, Tokenizer]":
-        return load_model(folder, place, api.compute_dtype(place), progress=progress), load_tokenizer(folder)
+        dtype = api.compute_dtype(place)
+        network = load_model(folder, place, dtype, progress=progress, coded_cache=coded)
+        return network, load_tokenizer(folder)
 
     return load

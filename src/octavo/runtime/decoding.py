@@ -186,11 +186,14 @@ def decode_step(model: LlamaModel, cache: KVCache, state: DecodeState, drawing: 
         ),
     )
     logits = forward(model, batch, cache)
-    # The largest of a row is NaN if any of it is. `max` runs a row on one thread, where `all` and `argmax` wake
-    # torch's own, which then spin on the cores that the native layers want.
-    state.broken.copy_(~torch.isfinite(logits.max(-1).values) & state.running.bool())
+    likeliest = logits.max(-1)
+    # The largest of a row is NaN if any of it is.
+    state.broken.copy_(~torch.isfinite(likeliest.values) & state.running.bool())
     state.positions.add_(state.running)
-    state.tokens.copy_(next_tokens(logits, state.sampling, state.positions, drawing))
+    if drawing.takes_likeliest:
+        state.tokens.copy_(likeliest.indices)
+    else:
+        state.tokens.copy_(next_tokens(logits, state.sampling, state.positions, drawing))
     if drawing.scored:
         state.scores.write(score(logits, state.tokens))
     state.sampling.seen.scatter_(1, state.tokens[:, None], True)

@@ -67,6 +67,11 @@ class Drawing:
     limited: bool = False
     scored: bool = False
 
+    @property
+    def takes_likeliest(self) -> bool:
+        """Whether each row's next token is the one of its largest logit, as the model gave them."""
+        return not (self.drawn or self.penalized or self.limited)
+
 
 def empty_state(rows: int, vocabulary: int, device: torch.device) -> SamplingState:
     """Greedy rows that have seen nothing."""
