@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,23 @@ def test_it_says_how_each_number_was_made(spec: CardSpec, made: Path) -> None:
     assert "| llama.cpp | no | it reads GGUF \\| only |" in text and "| vLLM, GPU | 1, 2 | – |" in text
     assert "vllm serve ./stories-8bit" in text
     assert str(made) not in text
+
+
+def test_tasks_have_their_tables_and_their_place_in_the_command(spec: CardSpec, tmp_path: Path) -> None:
+    record = json.loads(spec.records[0].read_text())
+    record["spec"] |= {"tasks": ["arc_easy", "/home/me/mine.yaml"], "documents": 40}
+    values = [
+        {"value": 0.5, "standard_error": 0.08, "difference": 0.0, "difference_standard_error": 0.0},
+        {"value": 0.475, "standard_error": 0.08, "difference": -0.025, "difference_standard_error": 0.03},
+    ]
+    about = {"task": "arc_easy", "metric": "acc", "shots": 0, "documents": 40, "higher_is_better": True}
+    record["tasks"] = [{**about, "values": values}]
+    path = tmp_path / "with-tasks.json"
+    path.write_text(json.dumps(record))
+    text = write_card(replace(spec, records=(path,)), LOADS).read_text()
+    assert "| base | **0.5000** |\n| stories-8bit | 0.4750 |" in text
+    assert "| stories-8bit | arc_easy acc, 0 shots | 40 | -0.0250 ± 0.0300 |" in text
+    assert "--tokens 30 --tasks arc_easy,mine.yaml --documents 40 --json record.json" in text
 
 
 def test_the_pictures_are_pictures_and_stand_in_the_text(spec: CardSpec) -> None:

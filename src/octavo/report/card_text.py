@@ -11,13 +11,17 @@ from octavo.evaluation.spec import BENCHMARK
 from octavo.report.comparison import (
     DIFFERENCES,
     SIZES,
+    TASK_DIFFERENCES,
     absences,
     difference_rows,
     measures_of,
     notes_of,
+    rows_of,
     size_rows,
     table_rows,
     tables_of,
+    task_difference_rows,
+    task_measures,
     title_of,
 )
 from octavo.report.tables import as_markdown, as_size
@@ -122,6 +126,12 @@ def _results(record: dict[str, Any]) -> str:
     if rows := difference_rows(record):
         titles = ["model", "text", *DIFFERENCES]
         parts.append(f"Against {reference}, over the same windows:\n\n{as_markdown(titles, rows)}")
+    if measures := task_measures(record):
+        titles = ["model", *(measure.title for measure in measures)]
+        parts.append(f"By lm-evaluation-harness:\n\n{as_markdown(titles, rows_of(record, measures, '**{}**'))}")
+        rows = task_difference_rows(record)
+        table = as_markdown(["model", *TASK_DIFFERENCES], rows)
+        parts.append(f"Against {reference}, over the same documents:\n\n{table}")
     parts.append(as_markdown(["model", *SIZES], size_rows(record)))
     said = (*absences(record), *notes_of(record), *record["verdicts"])
     parts.append(_list(re.sub(r"(?<!\S)/\S*/", "", line) for line in said))  # where files lay concerns nobody
@@ -181,6 +191,9 @@ def _command(record: dict[str, Any]) -> str:
     for flag in ("windows", "length"):
         words += [] if spec[flag] is None else [f"--{flag}", str(spec[flag])]
     words += ["--tokens", str(spec["tokens"])] if BENCHMARK in spec["tables"] else []
+    if spec.get("tasks"):
+        words += ["--tasks", ",".join(map(_published, spec["tasks"]))]
+        words += [] if spec["documents"] is None else ["--documents", str(spec["documents"])]
     return " ".join([*words, "--json", "record.json"])
 
 
