@@ -89,6 +89,8 @@ def test_layers_that_do_not_fit(parts, with_gpu):
         return triton_gpu.why_not_block(parts, BlockShape(head_dim, 1e-5, None), GPU, dtype)
 
     assert objection(parts) is None
+    coded = BlockShape(32, 1e-5, None, coded_cache=True)
+    assert "not in 8 bits" in triton_gpu.why_not_block(parts, coded, GPU, torch.float16)
     assert objection(parts, dtype=torch.float32) == "it computes in float16 or bfloat16, not in float32"
     assert objection(parts, 40) == "heads of 40 are no multiple of 16 up to 256"
     assert objection(parts, 272) == "heads of 272 are no multiple of 16 up to 256"

@@ -108,6 +108,8 @@ def _why_not_dtype(dtype: torch.dtype) -> str | None:
 
 
 def _why_not_shape(parts: BlockParts, shape: BlockShape) -> str | None:
+    if shape.coded_cache:
+        return "they keep keys and values in the dtype that they compute in, not in 8 bits"
     if shape.head_dim % HEAD_MULTIPLE or shape.head_dim > WIDEST_HEAD:
         return f"heads of {shape.head_dim} are no multiple of {HEAD_MULTIPLE} up to {WIDEST_HEAD}"
     if len(parts.attention_norm) > WIDEST_ROW:
