@@ -17,7 +17,6 @@ SHOWN = ("model.layers.0.self_attn.q_proj", "model.layers.29.mlp.down_proj")
 
 def main() -> None:
     os.environ["TORCHDYNAMO_DISABLE"] = "1"  # compiling takes minutes, and changes nothing of what is shown here
-    os.cpu_count = lambda: 4  # of its threads some belong to no work; with two in all, none is left that does it
 
     import torch
     from gptqmodel import BACKEND, GPTQModel
