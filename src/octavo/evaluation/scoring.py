@@ -163,7 +163,7 @@ def _window_cache(model: LlamaModel, windows: Windows) -> KVCache:
     """One window's worth of cache; each window writes over the last."""
     if int(windows.max()) >= model.config.vocabulary_size:
         raise UsageError("the tokenizer gives ids beyond the model's vocabulary; they do not belong together")
-    return make_cache(model.config, 1, windows.shape[1], model.device, model.dtype)
+    return make_cache(model.config, 1, windows.shape[1], model.device, model.dtype, model.coded_cache)
 
 
 def _whole_windows(windows: Windows) -> list[Span]:

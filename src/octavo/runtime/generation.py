@@ -43,7 +43,7 @@ def _endless(model: LlamaModel, prompt: Sequence[int], params: SamplingParams, l
     way while the host looks at the token before it.
     """
     capacity = len(prompt) + limit
-    cache = make_cache(model.config, 1, capacity, model.device, model.dtype)
+    cache = make_cache(model.config, 1, capacity, model.device, model.dtype, model.coded_cache)
     with torch.inference_mode():
         prefill(model, prompt[:-1], cache)
         decoder = Decoder(model, cache, rows=1, pages=1, capture=capture_for(model.device))

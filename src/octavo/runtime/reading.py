@@ -35,7 +35,7 @@ class Reader:
         self.length = length
         self.read_so_far = 0
         self.seconds = 0.0  # of the last step, without the wait for its turn
-        self._cache = make_cache(model.config, 1, length, model.device, model.dtype)
+        self._cache = make_cache(model.config, 1, length, model.device, model.dtype, model.coded_cache)
         self._turn = turn or threading.Lock()
 
     def read(self, tokens: Sequence[int]) -> Logits:
