@@ -3,7 +3,7 @@
 import json
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from octavo.evaluation.judging import (
     tally,
 )
 from octavo.model.chat import Message
+from serving import bytewise_model, running
 
 QUESTIONS = [Question("1", "generic", "Why?"), Question("2", "math", "2 + 2?"), Question("3", "coding", "Sort.")]
 
@@ -35,6 +36,19 @@ def questions(tmp_path: Path) -> Path:
     lines = [{"question_id": int(q.id), "category": q.category, "turns": [q.text, "And then?"]} for q in QUESTIONS]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+    """Call `octavo` with some words; its exit code and output."""
+
+    def call(*words: object) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", list(map(str, words)))
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return int(ended.value.code or 0), capsys.readouterr().out
+
+    return call
 
 
 @pytest.fixture
@@ -298,3 +312,20 @@ def test_a_model_in_this_process_answers(
         assert not ended.value.code
         texts.append([json.loads(line)["text"] for line in (tmp_path / name).read_text().splitlines()])
     assert texts[0] == texts[1] and all(texts[0]) and len(texts[0]) == 3
+
+
+def test_our_own_server_answers_and_judges(questions: Path, tmp_path: Path, run) -> None:
+    """A model that babbles gives the answers that it gives without a server, and no verdict that can be read."""
+    folder = bytewise_model(tmp_path / "babbling")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 4096}))
+    how = ("--max-new-tokens", 6, "--temperature", 0)
+    assert run("octavo", "answer", folder, questions, tmp_path / "here.jsonl", *how)[0] == 0
+    with running({"babbling": folder}) as server:
+        there = tmp_path / "there.jsonl"
+        assert run("octavo", "answer", server.url, questions, there, *how)[0] == 0
+        assert there.read_bytes() == (tmp_path / "here.jsonl").read_bytes()
+        words = ("octavo", "judge", questions, there, tmp_path / "here.jsonl", tmp_path / "out.jsonl")
+        code, output = run(*words, "--by", server.url, *how)
+    assert code == 0
+    assert output.splitlines()[1].split("\t")[:5] == ["all", "0", "0", "0", "3"]
