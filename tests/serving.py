@@ -94,6 +94,7 @@ def running(
     load=load_on_cpu,
     wait: bool = True,
     call_limits: CallLimits = CallLimits(),
+    listen_on: int = 0,
     **settings: Any,
 ) -> Iterator[Running]:
     chosen = ServerSettings(port=0, limits=call_limits, **settings)
@@ -107,7 +108,7 @@ def running(
         access_log=False,
         timeout_keep_alive=75,
     )
-    listening = socket.create_server(("127.0.0.1", 0))
+    listening = socket.create_server(("127.0.0.1", listen_on))
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, args=([listening],))
     thread.start()

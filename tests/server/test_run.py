@@ -1,5 +1,6 @@
 """`octavo serve` as a process: it comes up, says where, ends on a signal, and refuses what it must."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -30,6 +31,53 @@ def test_it_serves_until_it_is_told_to_stop(tmp_path):
     finally:
         process.kill()
         process.communicate()
+
+
+@pytest.mark.parametrize(("options", "pages"), [([], 107), (["--kv-bits", "8"], 324)])
+def test_the_past_may_be_kept_in_8_bits(tmp_path, options, pages):
+    """A million bytes, in pages of 16 positions: 3 layers of keys and values, 2 heads of 12 each."""
+    folder = bytewise_model(tmp_path / "bytes")
+    command = [*COMMAND, folder, "--port", "0", "--cache", "0.001", *options]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        url = process.stderr.readline().split()[-1]
+        wait_until(lambda: httpx2.get(f"{url}/health").status_code == 200, seconds=60)
+        assert f'octavo_pages{{model="bytes"}} {pages}.0' in httpx2.get(f"{url}/metrics").text
+        body = {"model": "bytes", "prompt": "ab", "max_tokens": 40, "temperature": 0}
+        assert httpx2.post(f"{url}/v1/completions", json=body).json()["usage"]["completion_tokens"] > 0
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (["serve", "MODEL"], "not in 4 bits"),
+        (["chat", "MODEL"], "not in 4 bits"),
+        (["chat", "http://x"], "runs here"),
+    ],
+)
+def test_other_ways_to_keep_the_past_are_refused(tmp_path, command, words):
+    folder = str(bytewise_model(tmp_path / "bytes"))
+    given = [folder if part == "MODEL" else part for part in command]
+    run = subprocess.run(
+        [*COMMAND[:-1], *given, "--kv-bits", "4"], input="", capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 2 and words in run.stderr and run.stderr.count("\n") == 1
+
+
+def test_torch_is_told_to_let_its_threads_sleep_before_it_is_there():
+    code = (
+        "import os, sys; from octavo import cli_serving; cli_serving.let_idle_threads_sleep();"
+        "print('torch' in sys.modules, os.environ['OMP_WAIT_POLICY'])"
+    )
+    for given, expected in (({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")):
+        environment = {**{key: os.environ[key] for key in os.environ if key != "OMP_WAIT_POLICY"}, **given}
+        run = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
+        )
+        assert run.stdout == f"False {expected}\n"
 
 
 def test_addresses_of_others_without_a_key_are_refused(tmp_path):

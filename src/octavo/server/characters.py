@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import itertools
 import json
 import struct
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from octavo.errors import UsageError
 
 LONGEST_NAME = 200
 LONGEST_TEXT = 200_000  # characters
+DEEPEST = 64
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 # What each field is called in the formats in use; of those that are there, all are taken, in this order.
@@ -67,15 +69,25 @@ def _mapping(data: bytes) -> dict[str, Any]:
 
 
 def _yaml(text: str) -> Any:
-    """Plain YAML; aliases are refused, for a few lines of them stand for gigabytes."""
+    """Plain YAML. Aliases are refused, for a few lines of them stand for gigabytes, and so are deep lists, for the
+    time to read one grows with the square of its depth.
+    """
     import yaml
 
+    if _depth(text) > DEEPEST:
+        raise UsageError("this card nests brackets deeper than a card does; close them")
     try:
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
             raise UsageError("this card uses YAML aliases, which are not read; write the text out")
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UsageError("this file is no character card: its YAML is broken; mend it") from error
+
+
+def _depth(text: str) -> int:
+    """How many brackets are open at once at most, wherever they stand."""
+    steps = ((character in "[{") - (character in "]}") for character in text)
+    return max(itertools.accumulate(steps), default=0)
 
 
 def _json_in_png(data: bytes) -> bytes:

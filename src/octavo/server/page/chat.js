@@ -7,7 +7,6 @@ import { sampling, samplingPanel } from "./sampling.js";
 import { models, stream, post } from "./server.js";
 
 const WRITE_MILLISECONDS = 300; // how much of a reply a crash may cost
-const NEAR_END = 80; // pixels from the end at which a reader follows what is written
 const LAST_CHAT = "octavo-chat";
 const DRAFT = "octavo-draft";
 
@@ -25,19 +24,19 @@ class Chat {
 
   constructor() {
     this.list = chatList((id) => this.open(id));
-    this.messages = element("ol", { class: "messages", "aria-label": "Conversation", tabindex: 0 });
+    this.messages = element("ol", { class: "messages" });
+    const scroller = element("div", { class: "scroller", role: "region", "aria-label": "Messages", tabindex: 0 }, this.messages);
     this.alert = element("p", { class: "alert", role: "alert", hidden: true });
     this.made = element(
       "div",
       { class: "view chat" },
       element("aside", { class: "drawer left", id: "chats", "aria-label": "Chats" }, this.list.made),
-      element("section", { class: "conversation", "aria-label": "Conversation" }, this.#head(), this.messages, this.#composer()),
+      element("section", { class: "conversation", "aria-label": "Conversation" }, this.#head(), scroller, this.#composer()),
       element("aside", { class: "drawer right", id: "settings", "aria-label": "Settings" }, this.#conversationPanel(), samplingPanel()),
     );
     this.measure = later(250, () => this.#measure());
     models.addEventListener("change", () => this.#modelChanged());
     this.made.addEventListener("keydown", (event) => event.key === "Escape" && this.#closeDrawers());
-    this.made.addEventListener("shown", () => (this.messages.scrollTop = this.messages.scrollHeight));
   }
 
   #head() {
@@ -69,7 +68,7 @@ class Chat {
     this.draft.addEventListener("keydown", (event) => {
       if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
       event.preventDefault();
-      if (!this.running) this.send();
+      this.send();
     });
     this.gaugeBar = element("span", {});
     this.gauge = element("div", { class: "gauge", role: "meter", "aria-label": "Context used", "aria-valuemin": 0, "aria-valuenow": 0 }, this.gaugeBar);
@@ -93,7 +92,7 @@ class Chat {
     );
     form.addEventListener("submit", (event) => {
       event.preventDefault();
-      if (!this.running) this.send();
+      this.send();
     });
     return form;
   }
@@ -185,7 +184,6 @@ class Chat {
     this.say("");
     await this.list.refresh();
     await this.draw();
-    this.messages.scrollTop = this.messages.scrollHeight;
   }
 
   async #begin(name) {
@@ -259,10 +257,12 @@ class Chat {
   async send() {
     const text = this.draft.value;
     if (!text.trim()) return;
-    await this.#begin(text);
-    const message = await this.#add({ role: "user", content: text });
-    this.#setDraft("");
-    await this.reply(message.id, this.begun.value);
+    await this.#whileRunning(async (signal) => {
+      await this.#begin(text);
+      const message = await this.#add({ role: "user", content: text });
+      this.#setDraft("");
+      await this.#reply(signal, message.id, this.begun.value);
+    });
   }
 
   #setDraft(text) {
@@ -272,22 +272,25 @@ class Chat {
   }
 
   actions = {
-    select: async (message) => this.#select(newestLeaf(this.tree, message.id)),
-    regenerate: async (message) => this.reply(message.parent, this.begun.value),
-    answer: async (message) => this.reply(message.id, this.begun.value),
-    goOn: async (message) => this.reply(message.parent, message.content, message.id),
-    edit: async (message, content) => {
-      const ended = message.role === "assistant" ? { reason: "edited" } : null;
-      await this.#add({ role: message.role, parent: message.parent, content, ended });
-      await this.draw();
-    },
-    editAndSend: async (message, content) => {
-      const { id } = await this.#add({ role: message.role, parent: message.parent, content });
-      await this.reply(id, this.begun.value);
-    },
+    select: (message) => this.#select(newestLeaf(this.tree, message.id)),
+    regenerate: (message) => this.#whileRunning((signal) => this.#reply(signal, message.parent, this.begun.value)),
+    answer: (message) => this.#whileRunning((signal) => this.#reply(signal, message.id, this.begun.value)),
+    goOn: (message) => this.#whileRunning((signal) => this.#reply(signal, message.parent, message.content)),
+    edit: (message, content) => this.#whileRunning(() => this.#edit(message, content).then(() => this.draw())),
+    editAndSend: (message, content) =>
+      this.#whileRunning(async (signal) => {
+        const { id } = await this.#edit(message, content);
+        await this.#reply(signal, id, this.begun.value);
+      }),
   };
 
+  // A version of a message, in its place.
+  #edit({ role, parent }, content) {
+    return this.#add({ role, parent, content, ended: role === "assistant" ? { reason: "edited" } : null });
+  }
+
   async #select(id) {
+    if (this.running) return;
     this.tree.current = id;
     await append({ kind: "select", chat: this.id, id });
     await this.draw();
@@ -295,8 +298,7 @@ class Chat {
 
   // Asks for a reply to the branch that ends in `parent`; `begun` is what it goes on from. A reply that is gone on
   // with is a version of its own.
-  async reply(parent, begun = "") {
-    if (this.running) return;
+  async #reply(signal, parent, begun) {
     const model = models.current;
     const asked = this.#asked(parent);
     if (begun) asked.push({ role: "assistant", content: begun });
@@ -311,17 +313,16 @@ class Chat {
     };
     this.tree.current = parent;
     await this.draw();
-    await this.#whileRunning(async (signal) => {
-      const started = performance.now();
-      const chunks = await stream("v1/chat/completions", body, signal);
-      const message = await this.#add({ role: "assistant", parent, content: begun, drawn: sampling.request() });
-      await this.draw();
-      await this.#write(message, chunks, started, model);
-    });
+    const started = performance.now();
+    const chunks = await stream("v1/chat/completions", body, signal);
+    const message = await this.#add({ role: "assistant", parent, content: begun, seed: body.seed });
+    await this.draw();
+    await this.#write(message, chunks, started, model);
   }
 
   // One thing runs at a time; what goes wrong is said, and nothing that is there is touched.
   async #whileRunning(act) {
+    if (this.running) return;
     this.running = new AbortController();
     this.say("");
     this.#showRunning();
@@ -358,9 +359,7 @@ class Chat {
     const keeping = setInterval(keep, WRITE_MILLISECONDS);
     const paint = () => {
       painted = false;
-      const follows = this.messages.scrollHeight - this.messages.scrollTop - this.messages.clientHeight < NEAR_END;
       showWriting(made, message);
-      if (follows) this.messages.scrollTop = this.messages.scrollHeight;
     };
     try {
       for await (const chunk of chunks) {
@@ -391,7 +390,6 @@ class Chat {
 
   // The model writes the user's turn, from what is typed so far.
   async impersonate() {
-    if (this.running) return;
     const draft = this.draft.value;
     const body = {
       model: models.current?.name ?? "",

@@ -78,7 +78,6 @@ export function chatList(open) {
       open(chat);
     } catch (error) {
       undo.textContent = error.message;
-      announce(error.message);
     }
   }
 

@@ -81,10 +81,16 @@ export function versions(tree, message) {
   return [...tree.messages.values()].filter((other) => other.parent === message.parent && other.role === message.role);
 }
 
-// The end of the branch that was begun last below a message.
+// The message below another, or itself, that was begun last: the end of the branch that was last gone on with.
 export function newestLeaf(tree, id) {
-  const children = [...tree.messages.values()].filter((message) => message.parent === id);
-  return children.length ? newestLeaf(tree, children.at(-1).id) : id;
+  const below = new Set([id]);
+  let newest = id;
+  for (const message of tree.messages.values()) {
+    if (!below.has(message.parent)) continue;
+    below.add(message.id);
+    newest = message.id;
+  }
+  return newest;
 }
 
 export async function newChat(settings) {
