@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import gpu_correctness
+import gpu_cuda
+import gpu_quantization
 import gpu_speed
 import torch
 from gpu_synthetic import Storage
@@ -47,6 +49,7 @@ def main() -> int:
         "ceilings": ceilings,
         "8-bit": lambda: list(decode(Storage(EIGHT), FULL)),
         "4-bit": lambda: list(decode(Storage(FOUR), FULL)),
+        "quantization": lambda: quantization(given.model),
         "products": lambda: list(gpu_speed.sweep(_gpu_kernels(dispatch.KERNELS), (8, 4), (1, 4, 16, 32, 64))),
         "act-order": lambda: list(decode(Storage(EIGHT, act_order=True), SHORT)),
         "profile": lambda: list(profile()),
@@ -119,10 +122,17 @@ def correctness(model: Path | None) -> list[Results]:
     checks = [*gpu_correctness.linears(_gpu_kernels(dispatch.KERNELS))]
     for kernel in _gpu_kernels(dispatch.BLOCK_KERNELS):
         checks += [*gpu_correctness.blocks(kernel), *gpu_correctness.heads(kernel)]
-    missed = [check for check in checks if not check["error"] <= check["bound"]]
+    checks += gpu_cuda.checks()
+    missed = [check for check in checks if not check["error"] <= check["bound"] or not check.get("repeats", True)]
     worst = max(checks, key=lambda check: check["error"] / check["bound"])
     summary: list[Results] = [{"checks": len(checks), "missed": len(missed), "worst": worst}, *missed]
     return [*summary, gpu_correctness.same_text(model)] if model else summary
+
+
+def quantization(model: Path | None) -> list[Results]:
+    """A block of 13B, its precision, and a small model on the GPU beside the same on the CPU."""
+    found = [*gpu_quantization.one_block(), *gpu_quantization.precision()]
+    return [*found, gpu_quantization.same_codes(model)] if model else found
 
 
 def _gpu_kernels(kernels: tuple[Any, ...]) -> tuple[Any, ...]:

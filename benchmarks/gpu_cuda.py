@@ -18,15 +18,17 @@ from gpu_synthetic import DEVICE, Storage, random_weight, weight_bytes
 from gpu_timing import STREAM_BYTES, time_graph, timed
 from measuring import show
 
-from octavo.kernels.cuda import layout, linear
+from octavo.kernels.cuda import layout, linear, product
 from octavo.kernels.cuda.driver import indexed, load
-from octavo.kernels.cuda.units import STREAM, STREAM_THREADS, Block, StreamArguments
+from octavo.kernels.cuda.product import Blocks, with_kernels
+from octavo.kernels.cuda.units import STREAM, STREAM_THREADS, Block, StreamArguments, WideBlock
 from octavo.schemes import QuantScheme
 from octavo.weights import QuantizedWeight, dequantize
 
 ROTATED_BYTES = 400e6  # of weights, several times the L2
 BLOCKS = tuple(itertools.starmap(Block, itertools.product((1,), (1, 2), (4, 8, 16))))
-MORE_ROWS = (Block(2, 1, 4), Block(2, 1, 8), Block(2, 2, 8), Block(4, 1, 4), Block(4, 1, 8), Block(4, 2, 4))
+MORE_ROWS = (Block(2, 1, 4), Block(2, 1, 8), Block(2, 2, 4))
+WIDE = (WideBlock(4, 2, 8), WideBlock(4, 2, 7), WideBlock(4, 1, 8))
 Row = dict[str, Any]
 
 
@@ -37,11 +39,11 @@ def read_ceiling() -> dict[str, float]:
     never = torch.zeros(1, dtype=torch.int32, device=device)
     arguments = StreamArguments(buffer.data_ptr(), never.data_ptr(), STREAM_BYTES // 16)
     kernel = load(STREAM, STREAM_THREADS, device)
-    processors = torch.cuda.get_device_properties(device).multi_processor_count
     found = {}
     for blocks in (1, 2, 4, 8, 16):
-        kernel.launch((blocks * processors, 1), arguments)  # warms up
-        timing = timed(lambda blocks=blocks: kernel.launch((blocks * processors, 1), arguments))
+        grid = (blocks * processors(), 1)
+        kernel.launch(grid, arguments)  # warms up
+        timing = timed(lambda grid=grid: kernel.launch(grid, arguments))
         found[f"read_bytes_per_second_{blocks}_blocks"] = STREAM_BYTES / timing.median
     return found
 
@@ -61,18 +63,18 @@ def checks() -> Iterator[Row]:
 
 
 def _checked(weight: QuantizedWeight, dtype: torch.dtype, blocks: tuple[Block, ...], label: str) -> Iterator[Row]:
-    """One weight: by each block the most rows that it takes, by torch one more than that."""
+    """One weight: by each block the most rows that it takes, by a wide block one more than that, by torch 65."""
     packed, exact = layout.pack(weight, indexed(DEVICE)), dequantize(weight, torch.float64)
-    for block in blocks:
-        prepared = linear.with_kernels(packed, weight.shape, dtype, (block,))
-        for count in (block.rows, block.rows + 1):
+    for block, wide in zip(blocks, itertools.cycle(WIDE), strict=False):
+        prepared = with_kernels(packed, weight.shape, dtype, Blocks((block,), wide), processors())
+        for count in (block.rows, block.rows + 1, product.WIDE_ROWS + 1):
             inputs = torch.randn(count, weight.shape[1], device=DEVICE, dtype=dtype)
             poison(count * weight.shape[0])
             got = linear.matmul(inputs, prepared)
             error = relative(got, inputs.double() @ exact.t())
             again = torch.equal(got, linear.matmul(inputs, prepared))
             alone = count > block.rows or torch.equal(got[3:4], linear.matmul(inputs[3:4], prepared))
-            what = f"{label} {list(weight.shape)} × {count} {dtype} {block}"
+            what = f"{label} {list(weight.shape)} × {count} {dtype} {block} {wide}"
             yield {"what": what, "error": error, "bound": LINEAR_BOUND[dtype], "repeats": again, "alone": alone}
 
 
@@ -86,20 +88,28 @@ def sweep() -> Iterator[Row]:
             layout.pack(weight, indexed(DEVICE)) for weight in weights if isinstance(weight, QuantizedWeight)
         ]
         del weights
-        for dtype, block in itertools.product((torch.float16, torch.bfloat16), (*BLOCKS, *MORE_ROWS)):
-            prepared = [linear.with_kernels(each, shape, dtype, (block,)) for each in packed]
-            for count in (1, 8) if block.row_groups == 1 and dtype == torch.float16 else (block.rows,):
+        cases = [(block, WIDE[0], (block.rows,)) for block in (*BLOCKS, *MORE_ROWS)]
+        cases += [(BLOCKS[0], wide, (17, 32, 64)) for wide in WIDE]
+        for dtype, (block, wide, counts) in itertools.product((torch.float16, torch.bfloat16), cases):
+            blocks = Blocks((block,), wide)
+            prepared = [with_kernels(each, shape, dtype, blocks, processors()) for each in packed]
+            for count in counts:
                 inputs = torch.randn(count, shape[1], device=DEVICE, dtype=dtype)
 
-                def calls(inputs: torch.Tensor = inputs, prepared: list[linear.Prepared] = prepared) -> None:
+                def calls(inputs: torch.Tensor = inputs, prepared: list[product.Prepared] = prepared) -> None:
                     for each in prepared:
                         linear.matmul(inputs, each)
 
                 seconds = time_graph(calls, len(prepared)).median
                 labels = {"product": name, "bits": bits, "dtype": str(dtype).removeprefix("torch."), "rows": count}
-                yield {**labels, "block": block, "seconds": seconds, "bytes_per_second": size / seconds}
+                used = block if count <= block.rows else wide
+                yield {**labels, "block": used, "seconds": seconds, "bytes_per_second": size / seconds}
         del packed
         torch.cuda.empty_cache()
+
+
+def processors() -> int:
+    return torch.cuda.get_device_properties(DEVICE).multi_processor_count
 
 
 def main() -> int:

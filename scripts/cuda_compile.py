@@ -20,10 +20,23 @@ from pathlib import Path
 
 import torch
 
-from octavo.kernels.cuda import compiler, linear
+from octavo.kernels.cuda import compiler, product
 from octavo.kernels.cuda.compiler import Unit
 from octavo.kernels.cuda.layout import Form
-from octavo.kernels.cuda.units import GATHER, STREAM, STREAM_THREADS, decode_unit, expand_unit
+from octavo.kernels.cuda.units import (
+    COLUMNS,
+    COLUMNS_THREADS,
+    EXPAND_THREADS,
+    GATHER,
+    GATHER_THREADS,
+    SEARCH,
+    SEARCH_THREADS,
+    STREAM,
+    STREAM_THREADS,
+    decode_unit,
+    expand_unit,
+    wide_unit,
+)
 from octavo.records import sha256_of_value
 
 ROOT = Path(__file__).parent.parent
@@ -31,6 +44,7 @@ PASSED = ROOT / ".cache" / "cuda-compiled"  # what was compiled when there was l
 ARCHITECTURES = (80, 86, 89, 90)
 HALVES = (torch.float16, torch.bfloat16)
 MOST_SHARED = 48 * 1024  # bytes of a block that asks for nothing special
+FEW_CONVERSIONS = 12  # of integers that hold for a whole block; codes would be hundreds
 REGISTERS = 64 * 1024  # of a multiprocessor
 INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+ )?([A-Z0-9_.]+)", re.MULTILINE)
 
@@ -49,15 +63,22 @@ class Reading:
 
 def units() -> dict[Unit, int]:
     """What `linear` may choose, each with its threads; of groups below 128 those for one to 8 rows of float16."""
-    found = {GATHER: linear.GATHER_THREADS, STREAM: STREAM_THREADS}
+    found = {
+        GATHER: GATHER_THREADS,
+        STREAM: STREAM_THREADS,
+        SEARCH: SEARCH_THREADS,
+        COLUMNS: COLUMNS_THREADS,
+    }
     for bits, zeros_differ, scales in itertools.product((8, 4), (False, True), (1, 2, 4)):
         form = Form(bits, zeros_differ, scales)
         for dtype, outputs in itertools.product(HALVES, (1, 1 << 20)):
-            for block in linear.blocks_for(form, dtype, outputs, 1):
+            blocks = product.blocks_for(form, dtype, outputs, 1)
+            for block, gated in itertools.product(blocks.decode, (False, True)):
                 if scales == 1 or (block.row_groups == 1 and dtype == torch.float16):
-                    found[decode_unit(form, dtype, block)] = block.threads
+                    found[decode_unit(form, dtype, block, gated)] = block.threads
+            found[wide_unit(form, dtype, blocks.wide)] = blocks.wide.threads
     for form, dtype in itertools.product((Form(8, False, 1), Form(4, True, 4)), (*HALVES, torch.float32)):
-        found[expand_unit(form, dtype)] = linear.EXPAND_THREADS
+        found[expand_unit(form, dtype)] = EXPAND_THREADS
     return found
 
 
@@ -79,11 +100,12 @@ def read(unit: Unit, threads: int, architecture: int) -> tuple[Reading, list[str
     narrow = sum(loads.values()) - wide
     products = sum(count for name, count in counts.items() if name.startswith("HMMA"))
     reading = Reading(said["registers"], said["shared"], counts.total(), wide, narrow, products)
-    decodes = unit.source == "decode.cu"
+    conversions = sum(count for name, count in counts.items() if name.startswith("I2F"))
+    decodes = unit.source in ("decode.cu", "wide.cu")
     wrong = {
         "it spills registers": said["spilled"] > 0,
         "it keeps a stack": said["stack"] > 0,
-        "it converts integers one by one": any(name.startswith("I2F") for name in counts),
+        "it converts integers one by one": conversions > FEW_CONVERSIONS,
         "a block needs too much shared memory": said["shared"] > MOST_SHARED,
         "a block needs too many registers": said["registers"] * threads > REGISTERS,
         "most of its loads are narrow": decodes and narrow > wide,

@@ -161,7 +161,7 @@ def decode_step(layer: Layer, card: Card) -> None:
     output = product(layer, card, layer.hidden, heads * width)
     gate_up = replace(product(layer, card, 2 * layer.mlp, layer.hidden), gated=True)
     head_norm = empty(width, dtype=layer.dtype) if layer.extras else None
-    norm = Norm(empty(layer.hidden, dtype=layer.dtype), 1e-5, layer.hidden, inputs.weight.column_of_slot)
+    norm = Norm(empty(layer.hidden, dtype=layer.dtype), 1e-5, layer.hidden, inputs.weight.column_of_slot, card)
     window = 1024 if layer.extras else None
     prepared = block.PreparedBlock(
         attention_norm=norm,

@@ -17,7 +17,7 @@ from octavo.kernels.cuda import linear as cuda
 from octavo.weights import QuantizedWeight
 
 # In order of preference; these two lines are the whole registry.
-KERNELS: tuple[ModuleType, ...] = (triton_gpu, cuda, cpu, reference)
+KERNELS: tuple[ModuleType, ...] = (cuda, triton_gpu, cpu, reference)
 BLOCK_KERNELS: tuple[ModuleType, ...] = (triton_gpu, cpu_blocks)
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from octavo.errors import OctavoError
+from octavo.errors import DeviceError
 from octavo.kernels.cuda import compiler
 from octavo.kernels.cuda.compiler import Unit
 from octavo.kernels.cuda.units import GATHER
@@ -54,12 +54,12 @@ def test_a_folder_that_cannot_be_written_costs_a_warning_only(cache):
 @needs_nvrtc
 def test_source_that_does_not_compile_is_reported_with_its_first_error():
     with pytest.raises(
-        OctavoError, match=r"cannot compile decode.cu for sm_90: decode.cu.*error.*; install another"
+        DeviceError, match=r"cannot compile decode.cu for sm_90: decode.cu.*error.*; install another"
     ):
         compiler.compile_unit(Unit("decode.cu", "7"), HOPPER)
 
 
 def test_without_nvrtc_the_way_out_is_named(monkeypatch, cache):
     monkeypatch.setattr(compiler, "find_nvrtc", lambda: None)
-    with pytest.raises(OctavoError, match="NVRTC is not installed; install a CUDA build of torch"):
+    with pytest.raises(DeviceError, match="NVRTC is not installed; install a CUDA build of torch"):
         compiler.compiled(GATHER, HOPPER)

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from octavo.errors import OctavoError
+from octavo.errors import DeviceError
 from octavo.kernels.cuda import driver
 from octavo.kernels.cuda.units import StreamArguments
 
@@ -76,6 +76,6 @@ def test_a_launch_names_grid_block_stream_and_arguments(function, early_start):
 def test_a_refusal_of_the_driver_is_one_sentence(function):
     kernel, _ = function(209, False)
     with pytest.raises(
-        OctavoError, match=r"cannot start it on cuda:0: no kernel image is available \(error 209\); "
+        DeviceError, match=r"cannot start it on cuda:0: no kernel image is available \(error 209\); "
     ):
         kernel.launch((1, 1), StreamArguments(1, 2, 3))

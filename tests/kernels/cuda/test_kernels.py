@@ -18,15 +18,19 @@ from octavo.kernels.cuda.units import (
     ExpandArguments,
     GatherArguments,
     Rows,
+    WideArguments,
+    WideBlock,
     decode_unit,
     expand_unit,
     offsets_of,
+    wide_unit,
 )
 from octavo.schemes import QuantScheme
 from octavo.weights import QuantizedWeight, dequantize, sequential_groups
 
 CPU = torch.device("cpu")
 BLOCKS = (Block(1, 1, 8), Block(1, 2, 5), Block(2, 1, 4), Block(4, 1, 3))
+WIDE, WIDE_COUNT, SPLITS = WideBlock(4, 2, 2), 41, 2  # two blocks of rows, the second ragged
 ROWS = {1: (1, 7), 2: (16,), 4: (29,)}  # by groups of eight
 GROUP_SIZES = (128, 64, 32, 48, None)
 ORDERS = ("sequential", "permuted", "uneven")
@@ -49,6 +53,7 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> Kernels:
     for form in itertools.starmap(layout.Form, itertools.product((8, 4), (False, True), (1, 2, 4))):
         units += [decode_unit(form, dtype, block) for dtype, block in variants(form)]
         units += [expand_unit(form, dtype) for dtype in ROUNDING]
+        units += [wide_unit(form, dtype, WIDE) for dtype in HALVES]
     return Kernels(units, tmp_path_factory.mktemp("emulated"))
 
 
@@ -99,6 +104,7 @@ def decode(kernels: Kernels, packed: layout.Packed, rows: Tensor, outputs: int, 
         codes.address,
         scales.address,
         Rows(activations.address, *rows.shape, rows.shape[1]),
+        None,
         result.address,
         outputs,
         packed.steps,
@@ -106,6 +112,27 @@ def decode(kernels: Kernels, packed: layout.Packed, rows: Tensor, outputs: int, 
     )
     grid = (-(-outputs // block.outputs), 1)
     kernels.launch(decode_unit(packed.form, rows.dtype, block), grid, block.threads, arguments)
+    result.check()
+    return result.tensor
+
+
+def wide(kernels: Kernels, packed: layout.Packed, rows: Tensor, outputs: int) -> Tensor:
+    """What `product` does for some dozens of rows, on guarded memory: sums of each split."""
+    codes, scales, activations = Guarded.of(packed.codes), Guarded.of(packed.scales), Guarded.of(rows)
+    result, row_blocks = Guarded((SPLITS, len(rows), outputs), torch.float32), -(-len(rows) // WIDE.rows)
+    arguments = WideArguments(
+        codes.address,
+        scales.address,
+        Rows(activations.address, *rows.shape, rows.shape[1]),
+        result.address,
+        outputs,
+        packed.steps,
+        -(-outputs // layout.TILE_ROWS),
+        row_blocks,
+        offsets_of(packed),
+    )
+    grid = (-(-outputs // WIDE.outputs) * row_blocks, SPLITS)
+    kernels.launch(wide_unit(packed.form, rows.dtype, WIDE), grid, WIDE.threads, arguments)
     result.check()
     return result.tensor
 
@@ -150,6 +177,18 @@ def test_few_rows_are_the_exact_product_rounded_once(kernels, bits, group_size, 
                 rows = random_rows(count, shape[1], dtype)
                 got = decode(kernels, packed, arranged(kernels, packed, rows), shape[0], block)
                 assert_as_exact(got, rows, weight)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("group_size", GROUP_SIZES)
+@pytest.mark.parametrize("bits", [8, 4, 3, 2])
+def test_dozens_of_rows_are_sums_of_the_exact_product(kernels, bits, group_size, symmetric):
+    scheme = QuantScheme(bits, group_size, symmetric)
+    for order, shape, dtype in zip(ORDERS, SHAPES[1:], (*HALVES, HALVES[0]), strict=True):
+        weight = random_weight(scheme, shape, order)
+        packed, rows = layout.pack(weight, CPU), random_rows(WIDE_COUNT, shape[1], dtype)
+        sums = wide(kernels, packed, arranged(kernels, packed, rows), shape[0])
+        assert_as_exact(sums.sum(0), rows, weight)
 
 
 @pytest.mark.parametrize("symmetric", [True, False])

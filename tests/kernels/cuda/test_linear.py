@@ -8,16 +8,18 @@ from torch import Tensor
 
 from kernels.cuda.emulated import Kernels
 from octavo.kernels import dispatch
-from octavo.kernels.cuda import layout, linear
+from octavo.kernels.cuda import driver, layout, linear, product
 from octavo.kernels.cuda.compiler import Unit
 from octavo.kernels.cuda.driver import Function
-from octavo.kernels.cuda.units import GATHER, Block, decode_unit, expand_unit
+from octavo.kernels.cuda.product import Blocks
+from octavo.kernels.cuda.units import GATHER, Block, WideBlock, decode_unit, expand_unit, wide_unit
 from octavo.schemes import QuantScheme
 from octavo.weights import QuantizedWeight, dequantize, sequential_groups
 
 CPU = torch.device("cpu")
-BLOCKS = (Block(1, 1, 4), Block(2, 1, 2), Block(4, 1, 2))
-OUTPUTS = 45
+BLOCKS = Blocks((Block(1, 1, 4), Block(2, 1, 2)), WideBlock(4, 2, 1))
+PROCESSORS = 4
+OUTPUTS = 46
 SCHEMES = (QuantScheme(8, 128, symmetric=True), QuantScheme(4, 32, symmetric=False))
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 TOLERANCE = {torch.float16: 1e-3, torch.bfloat16: 8e-3, torch.float32: 1e-6}
@@ -27,7 +29,9 @@ TOLERANCE = {torch.float16: 1e-3, torch.bfloat16: 8e-3, torch.float32: 1e-6}
 def emulated(tmp_path_factory: pytest.TempPathFactory) -> Kernels:
     units = [GATHER]
     for form in (layout.Form(8, False, 1), layout.Form(4, True, 4)):
-        units += [decode_unit(form, dtype, block) for dtype in DTYPES[:2] for block in BLOCKS]
+        for dtype in DTYPES[:2]:
+            units += [decode_unit(form, dtype, block, gated) for block in BLOCKS.decode for gated in (False, True)]
+            units.append(wide_unit(form, dtype, BLOCKS.wide))
         units += [expand_unit(form, dtype) for dtype in DTYPES]
     return Kernels(units, tmp_path_factory.mktemp("emulated"))
 
@@ -45,7 +49,7 @@ def launched(emulated: Kernels, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         return Emulated(unit.source, ctypes.c_void_p(), ctypes.c_void_p(), device, threads, early_start=False)
 
-    monkeypatch.setattr(linear, "load", load)
+    monkeypatch.setattr(product, "load", load)
     return names
 
 
@@ -63,12 +67,15 @@ def random_weight(scheme: QuantScheme, inputs: int, permuted: bool) -> Quantized
     )
 
 
-def prepare(weight: QuantizedWeight, dtype: torch.dtype) -> linear.Prepared:
-    return linear.with_kernels(layout.pack(weight, CPU), weight.shape, dtype, BLOCKS)
+def prepare(weight: QuantizedWeight, dtype: torch.dtype, gated: bool = False) -> product.Prepared:
+    return product.with_kernels(layout.pack(weight, CPU), weight.shape, dtype, BLOCKS, PROCESSORS, gated)
 
 
 def error(got: Tensor, inputs: Tensor, weight: QuantizedWeight) -> float:
-    exact = inputs.double() @ dequantize(weight, torch.float64).t()
+    return relative(got, inputs.double() @ dequantize(weight, torch.float64).t())
+
+
+def relative(got: Tensor, exact: Tensor) -> float:
     return float((got.double() - exact).norm() / exact.norm())
 
 
@@ -79,15 +86,16 @@ def error(got: Tensor, inputs: Tensor, weight: QuantizedWeight) -> float:
 def test_any_number_of_rows_is_a_product(launched, scheme, dtype, permuted, inputs):
     weight = random_weight(scheme, inputs, permuted)
     prepared = prepare(weight, dtype)
-    for count in (1, 8, 9, 32, 33):
+    for count in (1, 8, 9, 16, 17, 33, 64, 65):
         rows = torch.randn(count, inputs, dtype=dtype)
         launched.clear()
         got = linear.matmul(rows, prepared)
         assert got.dtype == dtype
         assert error(got, rows, weight) < TOLERANCE[dtype]
-        few = count <= 32 and dtype != torch.float32
-        ordered = permuted or inputs % 8 != 0
-        assert launched == (["gather.cu"] * ordered + ["decode.cu"] if few else ["expand.cu"])
+        halves = dtype != torch.float32
+        ordered = halves and (permuted or inputs % 8 != 0)
+        few = "decode.cu" if count <= 16 else "wide.cu" if count <= 64 else "expand.cu"
+        assert launched == ["gather.cu"] * ordered + [few if halves else "expand.cu"]
 
 
 @pytest.mark.parametrize("permuted", [False, True])
@@ -134,7 +142,7 @@ def test_cards_and_installations_are_judged(monkeypatch, cuda, capability, nvrtc
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Card")
-    monkeypatch.setattr(linear, "find_nvrtc", lambda: nvrtc)
+    monkeypatch.setattr(driver, "find_nvrtc", lambda: nvrtc)
     weight = random_weight(SCHEMES[0], 256, permuted=False)
     assert linear.why_not(weight, torch.device("cuda:0")) == objection
 
@@ -143,7 +151,7 @@ def test_scales_that_halves_cannot_hold_are_refused(monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    monkeypatch.setattr(linear, "find_nvrtc", lambda: "libnvrtc.so.13")
+    monkeypatch.setattr(driver, "find_nvrtc", lambda: "libnvrtc.so.13")
     weight = random_weight(SCHEMES[0], 256, permuted=False)
     wide = QuantizedWeight(
         weight.codes, weight.scales.float(), weight.zeros, weight.group_of_column, weight.scheme
@@ -151,10 +159,39 @@ def test_scales_that_halves_cannot_hold_are_refused(monkeypatch):
     assert linear.why_not(wide, torch.device("cuda:0")) == "its scales are torch.float32, not float16"
 
 
-def test_wide_weights_get_two_tiles_where_registers_suffice():
-    eight, four, ragged = layout.Form(8, False, 1), layout.Form(4, True, 4), layout.Form(8, True, 1)
-    assert linear.blocks_for(eight, torch.float16, 27648, 132)[0] == Block(1, 2, 8)
-    assert linear.blocks_for(eight, torch.float16, 5120, 132)[0] == Block(1, 1, 8)
-    assert linear.blocks_for(eight, torch.bfloat16, 27648, 132)[0] == Block(1, 1, 8)
-    assert linear.blocks_for(four, torch.bfloat16, 27648, 132)[0] == Block(1, 2, 8)
-    assert linear.blocks_for(ragged, torch.float16, 27648, 132)[0] == Block(1, 1, 8)
+def test_few_rows_of_four_bits_get_blocks_by_their_outputs():
+    def first(form: layout.Form, dtype: torch.dtype, outputs: int) -> Block:
+        return product.blocks_for(form, dtype, outputs, 132).decode[0]
+
+    assert first(layout.Form(8, False, 1), torch.float16, 27648) == Block(1, 1, 8)
+    assert first(layout.Form(4, True, 1), torch.float16, 27648) == Block(1, 1, 4)
+    assert first(layout.Form(4, True, 1), torch.float16, 5120) == Block(1, 2, 8)
+    assert first(layout.Form(4, True, 4), torch.float16, 5120) == Block(1, 1, 8)
+    assert first(layout.Form(4, False, 1), torch.bfloat16, 5120) == Block(1, 1, 8)
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:2])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_product_of_few_rows_is_ended_where_it_is_made(launched, scheme, dtype):
+    weight = random_weight(scheme, 256, permuted=False)
+    exact = dequantize(weight, torch.float64)
+    prepared, pairs = prepare(weight, dtype), prepare(weight, dtype, gated=True)
+    rows = torch.randn(9, 256, dtype=dtype)
+    residual = torch.randn(9, OUTPUTS, dtype=dtype)
+    got = product.decoded(rows, prepared, residual)
+    expected = rows.double() @ exact.t()
+    assert relative(got, expected + residual.double()) < TOLERANCE[dtype]
+    gate, up = expected.unflatten(1, (-1, 2)).unbind(2)
+    got = product.decoded(rows, pairs)
+    assert relative(got, torch.nn.functional.silu(gate) * up) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:2])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_parts_add_up(launched, scheme, dtype):
+    weight = random_weight(scheme, 1664, permuted=False)
+    prepared, rows = prepare(weight, dtype), torch.randn(20, 1664, dtype=dtype)
+    sums = product.parts(rows, prepared)
+    assert sums.dtype == torch.float32
+    assert sums.shape == (2, 20, OUTPUTS)  # two blocks of outputs leave each of four processors one part
+    assert relative(sums.sum(0), rows.double() @ dequantize(weight, torch.float64).t()) < 1e-6

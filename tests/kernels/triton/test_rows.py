@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from covering import covering_cases
+from octavo.kernels.triton_gpu.card import Card
 from octavo.kernels.triton_gpu.product import Sums
 from octavo.kernels.triton_gpu.rows import Norm, gathered, normalized
 from octavo.model.llama import rms_norm
@@ -45,7 +46,7 @@ def test_norms(case, guards):
     dtype, rows, columns, splits = (case[name] for name in ("dtype", "rows", "columns", "splits"))
     hidden, weight = torch.randn(rows, columns).to(dtype), (1 + torch.randn(columns) / 10).to(dtype)
     order = column_of_slot(case["slots"], columns)
-    norm = Norm(guards.around(weight), 1e-5, columns if order is None else len(order), order)
+    norm = Norm(guards.around(weight), 1e-5, columns if order is None else len(order), order, Card(80, 1))
     bias = torch.randn(columns).to(dtype) if case["bias"] else None
     parts = torch.randn(splits, rows, columns)
     added = Sums(guards.around(parts), bias) if splits else None

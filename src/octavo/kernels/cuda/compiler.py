@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from octavo.errors import OctavoError
+from octavo.errors import DeviceError
 from octavo.records import sha256_of_value
 
 SOURCES = Path(__file__).parent.parent / "native" / "cuda"
@@ -61,12 +61,12 @@ def compiled(unit: Unit, architecture: int) -> bytes:
     if kept.exists():
         return kept.read_bytes()
     cubin = compile_unit(unit, architecture).cubin
-    _keep(kept, cubin)
+    keep(kept, cubin)
     return cubin
 
 
 def compile_unit(unit: Unit, architecture: int, more_options: Sequence[str] = ()) -> Compiled:
-    """Compile a unit for an architecture; OctavoError with the compiler's first complaint where it cannot."""
+    """Compile a unit for an architecture; DeviceError with the compiler's first complaint where it cannot."""
     nvrtc = _load(_found())
     headers = sorted(SOURCES.glob("*.cuh"))
     texts = _strings([path.read_text() for path in headers])
@@ -83,7 +83,7 @@ def compile_unit(unit: Unit, architecture: int, more_options: Sequence[str] = ()
         log = _bytes_of(nvrtc, "ProgramLog", program).rstrip(b"\0").decode(errors="replace")
         if status:
             nvrtc_version = ".".join(map(str, installed_version()))
-            raise OctavoError(
+            raise DeviceError(
                 f"NVRTC {nvrtc_version} cannot compile {unit.source} for sm_{architecture}: {_first_error(log)}; "
                 "install another CUDA build of torch"
             )
@@ -104,13 +104,13 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "octavo" / "cuda"
 
 
-def _keep(path: Path, cubin: bytes) -> None:
-    """Write it whole under its final name; several processes may do so at once."""
+def keep(path: Path, content: bytes) -> None:
+    """Write a file of the cache whole under its final name; several processes may do so at once."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, partial = tempfile.mkstemp(dir=path.parent, suffix=".partial")
         with os.fdopen(descriptor, "wb") as file:
-            file.write(cubin)
+            file.write(content)
         Path(partial).replace(path)
     except OSError as error:
         warnings.warn(
@@ -123,7 +123,7 @@ def _keep(path: Path, cubin: bytes) -> None:
 def _found() -> Path:
     path = find_nvrtc()
     if path is None:
-        raise OctavoError("NVRTC is not installed; install a CUDA build of torch, which brings it")
+        raise DeviceError("NVRTC is not installed; install a CUDA build of torch, which brings it")
     return path
 
 
@@ -140,7 +140,7 @@ def _load(path: Path) -> ctypes.CDLL:
 
 def _check(nvrtc: ctypes.CDLL, status: int) -> None:
     if status:
-        raise OctavoError(f"NVRTC failed: {nvrtc.nvrtcGetErrorString(status).decode()}; reinstall torch")
+        raise DeviceError(f"NVRTC failed: {nvrtc.nvrtcGetErrorString(status).decode()}; reinstall torch")
 
 
 def _bytes_of(nvrtc: ctypes.CDLL, what: str, program: ctypes.c_void_p) -> bytes:

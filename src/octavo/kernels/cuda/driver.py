@@ -6,10 +6,10 @@ from functools import cache
 
 import torch
 
-from octavo.errors import OctavoError
-from octavo.kernels.cuda.compiler import Unit, compiled
+from octavo.errors import DeviceError
+from octavo.kernels.cuda.compiler import Unit, compiled, find_nvrtc
 
-HOPPER = 90
+AMPERE, HOPPER = 80, 90
 PROGRAMMATIC_STREAM_SERIALIZATION = 6  # CU_LAUNCH_ATTRIBUTE_…, in cuda.h
 
 
@@ -64,6 +64,19 @@ class Function:
         _check(driver, status, f"start {self.name} on {self.device}")
 
 
+def why_not_card(device: torch.device) -> str | None:
+    """None, or why no kernel in CUDA C++ runs on a device."""
+    if device.type != "cuda":
+        return f"it runs on NVIDIA GPUs, not on {device.type}"
+    if torch.version.cuda is None or not torch.cuda.is_available():
+        return "torch is built without CUDA, or finds no NVIDIA GPU"
+    if architecture(device) < AMPERE:
+        return f"{torch.cuda.get_device_name(device)} is older than Ampere (compute capability 8.0)"
+    if find_nvrtc() is None:
+        return "NVRTC, the compiler that CUDA builds of torch bring, is not installed"
+    return None
+
+
 def architecture(device: torch.device) -> int:
     """Compute capability as one number: 90 for 9.0."""
     major, minor = torch.cuda.get_device_capability(device)
@@ -98,7 +111,7 @@ def _driver() -> ctypes.CDLL:
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError as error:
-        raise OctavoError(
+        raise DeviceError(
             f"the NVIDIA driver cannot be opened ({error}); install it, or use --device cpu"
         ) from error
     _check(driver, driver.cuInit(0), "start")
@@ -123,12 +136,12 @@ def _use(driver: ctypes.CDLL, context: ctypes.c_void_p) -> None:
 
 
 def _check(driver: ctypes.CDLL, status: int, task: str) -> None:
-    """OctavoError where the driver refuses a task."""
+    """DeviceError where the driver refuses a task."""
     if status:
         reason = ctypes.c_char_p()
         driver.cuGetErrorString(status, ctypes.byref(reason))
         words = (reason.value or b"unknown error").decode()
-        raise OctavoError(
+        raise DeviceError(
             f"the NVIDIA driver cannot {task}: {words} (error {status}); "
             "if it is older than torch's CUDA, update it, else start again"
         )

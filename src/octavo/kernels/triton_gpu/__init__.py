@@ -34,9 +34,9 @@ def why_not(weight: QuantizedWeight, device: torch.device) -> str | None:
 
 def prepare(weight: QuantizedWeight, device: torch.device, dtype: torch.dtype) -> "Product":
     """The weight in the order in which the kernels read it."""
-    from octavo.kernels.triton_gpu.block import product_of
+    from octavo.kernels.triton_gpu.block import packed_product
 
-    return product_of([LinearParts(weight)], place_on(device, dtype))
+    return packed_product([LinearParts(weight)], place_on(device, dtype))
 
 
 def matmul(inputs: Float[Tensor, "*rows in_features"], prepared: "Product") -> Float[Tensor, "*rows out_features"]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from octavo.kernels.blocks import LayerCache, Rows
 from octavo.kernels.triton_gpu.card import Card
+from octavo.kernels.triton_gpu.early import starts_early, take_turn
 from octavo.kernels.triton_gpu.heads import (
     CacheParts,
     HeadForm,
@@ -75,12 +76,14 @@ class AttentionForm(NamedTuple):
     combine_block: int  # slots of a program that combines parts
     scale: float  # of scores, for powers of two
     compute: Any
+    early: bool  # whether it begins before the kernel ahead of it has ended
 
 
 @triton.jit
 @no_type_check
 def attend(inputs, cache, pages, partials, rows, form: tl.constexpr):
     """One part of one sequence's past, for the query heads that share one key head."""
+    take_turn(form.early)
     kv_head, part, sequence = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     row = tl.load(pages.row_starts + sequence).to(tl.int64)
     if tl.load(pages.row_starts + sequence + 1) > row:
@@ -182,6 +185,7 @@ def add_tile(state, cache, pages, queries, place, form: tl.constexpr):
 @no_type_check
 def combine(partials, column_of_slot, results, slots, form: tl.constexpr):
     """The parts of one row put together, stored by slot of the output projection."""
+    take_turn(form.early)
     row, rows = tl.program_id(0).to(tl.int64), tl.num_programs(0)
     slot = tl.program_id(1) * form.combine_block + tl.arange(0, form.combine_block)
     column = slot if column_of_slot is None else tl.load(column_of_slot + slot, mask=slot < slots, other=-1)
@@ -213,6 +217,7 @@ def newest_attention(
         combine_block=COMBINE_BLOCK,
         scale=LOG2_E / form.head_dim**0.5,
         compute=compute_type(cache.keys.dtype),
+        early=starts_early(sight.card),
     )
     partials = Partials(
         torch.empty(parts, count, form.heads, form.head_dim, dtype=torch.float32, device=device),
@@ -221,11 +226,11 @@ def newest_attention(
     parts_of_cache = CacheParts(cache.keys, cache.values, rows.write_slots)
     table = Pages(pages.lengths, pages.row_starts, pages.page_table, pages.page_table.shape[1])
     attend[form.kv_heads, parts, sequences](
-        inputs, parts_of_cache, table, partials, count, whole, num_warps=4, num_stages=2
+        inputs, parts_of_cache, table, partials, count, whole, num_warps=4, num_stages=2, launch_pdl=whole.early
     )
     attended = torch.empty(count, sight.slots, dtype=cache.keys.dtype, device=device)
     combine[count, triton.cdiv(sight.slots, COMBINE_BLOCK)](
-        partials, sight.column_of_slot, attended, sight.slots, whole, num_warps=4
+        partials, sight.column_of_slot, attended, sight.slots, whole, num_warps=4, launch_pdl=whole.early
     )
     return attended
 

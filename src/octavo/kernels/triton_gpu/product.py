@@ -11,14 +11,16 @@ from typing import Any, NamedTuple, no_type_check
 import torch
 import triton
 import triton.language as tl
-from jaxtyping import Float
+from jaxtyping import Float, Int32
 from torch import Tensor
 
 from octavo.kernels.triton_gpu.card import Card
+from octavo.kernels.triton_gpu.early import starts_early, take_turn
 from octavo.kernels.triton_gpu.layout import DENSE_BITS, PackedWeight
 from octavo.kernels.triton_gpu.tuning import Tiles, tiles_for
 
-FINISH_OUTPUTS = 256  # of a program that adds up sums
+FINISH_OUTPUTS = 256  # of a program that adds up the sums of a few rows
+MANY_ROWS, MANY_OUTPUTS = 16, 1024  # of which each program takes more
 DEQUANTIZE_OUTPUTS = 32  # of a program that writes values
 
 
@@ -45,8 +47,19 @@ class Sums(NamedTuple):
     bias: Tensor | None
 
 
+class EndForm(NamedTuple):
+    """What the kernel is compiled for that ends a product; a `gated` one has pairs (gate, up) as outputs."""
+
+    outputs: int
+    tile_outputs: int
+    tile_rows: int
+    splits: int
+    gated: bool
+    early: bool  # whether it begins before the kernel ahead of it has ended
+
+
 class Form(NamedTuple):
-    """What a kernel is compiled for."""
+    """What a product is compiled for; where it ends, it does so by the fields that `EndForm` has, too."""
 
     bits: int
     block: int
@@ -219,6 +232,7 @@ def store_finished(sums, ends, place, form: tl.constexpr):
 @no_type_check
 def finish(sums, ends, rows, form: tl.constexpr):
     """End a product that was left as sums [splits, rows, outputs]: one tile of outputs of one row."""
+    take_turn(form.early)
     splits: tl.constexpr = form.splits
     tile_outputs: tl.constexpr = form.tile_outputs
     row = tl.program_id(1) + tl.arange(0, 1)
@@ -265,6 +279,14 @@ class Product:
     gated: bool
     card: Card
 
+    @property
+    def slots(self) -> int:
+        return self.weight.slots
+
+    @property
+    def column_of_slot(self) -> Int32[Tensor, " slots"] | None:
+        return self.weight.column_of_slot
+
 
 def summed_later(inputs: Float[Tensor, "rows slots"], product: Product) -> Sums:
     """The product, for a kernel that adds it up as it reads it."""
@@ -283,7 +305,7 @@ def finished(
     results = torch.empty(len(inputs), width, dtype=inputs.dtype, device=inputs.device)
     ends = Ends(product.bias, residual, results)
     if tiles is None or tiles.splits > 1:
-        _finish(_parts(inputs, product, tiles), product, ends)
+        end(_parts(inputs, product, tiles), product.gated, ends, product.card)
     else:
         _multiply(inputs, product, tiles, ends, True)
     return results
@@ -320,11 +342,13 @@ def _multiply(inputs: Tensor, product: Product, tiles: Tiles, ends: Ends, finish
     multiply[grid](inputs, codes, ends, rows, form, num_warps=tiles.warps, num_stages=tiles.stages)
 
 
-def _finish(parts: Float[Tensor, "splits rows outputs"], product: Product, ends: Ends) -> None:
+def end(parts: Float[Tensor, "splits rows outputs"], gated: bool, ends: Ends, card: Card) -> None:
+    """Add up a product that was left as sums, with a bias and a residual, and gate it."""
     splits, rows, outputs = parts.shape
-    tiles = Tiles(1, FINISH_OUTPUTS, splits, 2, 1)
-    form = _form(product.weight, ends.results.dtype, tiles)._replace(finish=True, gated=product.gated)
-    finish[triton.cdiv(outputs, FINISH_OUTPUTS), rows](parts, ends, rows, form, num_warps=tiles.warps)
+    tile, warps = (FINISH_OUTPUTS, 2) if rows <= MANY_ROWS else (MANY_OUTPUTS, 4)
+    form = EndForm(outputs, tile, 1, splits, gated, starts_early(card))
+    grid = (triton.cdiv(outputs, tile), rows)
+    finish[grid](parts, ends, rows, form, num_warps=warps, launch_pdl=form.early)
 
 
 def _form(weight: PackedWeight, dtype: torch.dtype, tiles: Tiles) -> Form:

@@ -8,7 +8,10 @@ import triton
 import triton.language as tl
 from jaxtyping import Float, Int32
 from torch import Tensor
+from triton.language.extra import cuda
 
+from octavo.kernels.triton_gpu.card import Card
+from octavo.kernels.triton_gpu.early import starts_early
 from octavo.kernels.triton_gpu.product import Sums
 
 GATHER_BLOCK = 1024
@@ -22,6 +25,7 @@ class NormForm(NamedTuple):
     splits: int
     column_block: int
     slot_block: int
+    early: bool  # whether it begins before the kernel ahead of it has ended
 
 
 class NormParts(NamedTuple):
@@ -47,6 +51,13 @@ def normalize(hidden, added, norm, stored, epsilon, form: tl.constexpr):
     column = tl.arange(0, form.column_block)
     inside = column < form.columns
     at = row * form.columns + column
+    weight = tl.load(norm.weight + column, mask=inside, other=0.0).to(tl.float32)
+    slot = tl.arange(0, form.slot_block)
+    if norm.column_of_slot is not None:
+        source = tl.load(norm.column_of_slot + slot, mask=slot < form.slots, other=-1)
+    if form.early:
+        cuda.gdc_launch_dependents()
+        cuda.gdc_wait()  # what is loaded above is never written
     values = tl.load(hidden + at, mask=inside, other=0.0).to(tl.float32)
     if splits > 0:
         rows = tl.num_programs(0)
@@ -60,10 +71,8 @@ def normalize(hidden, added, norm, stored, epsilon, form: tl.constexpr):
         tl.store(stored.hidden + at, rounded, mask=inside)
         values = rounded.to(tl.float32)  # the norm sees what the next layer will see
     scale = tl.rsqrt(tl.sum(values * values, 0) / form.columns + epsilon)
-    values *= scale * tl.load(norm.weight + column, mask=inside, other=0.0).to(tl.float32)
-    slot = tl.arange(0, form.slot_block)
+    values *= scale * weight
     if norm.column_of_slot is not None:
-        source = tl.load(norm.column_of_slot + slot, mask=slot < form.slots, other=-1)
         values = tl.where(source < 0, 0.0, tl.gather(values, tl.maximum(source, 0), 0))
     target = stored.normalized + row * form.slots + slot
     tl.store(target, values.to(stored.normalized.dtype.element_ty), mask=slot < form.slots)
@@ -88,6 +97,7 @@ class Norm:
     epsilon: float
     slots: int
     column_of_slot: Int32[Tensor, " slots"] | None
+    card: Card
 
 
 def normalized(
@@ -102,12 +112,13 @@ def normalized(
         splits=0 if added is None else len(added.parts),
         column_block=triton.next_power_of_2(columns),
         slot_block=triton.next_power_of_2(norm.slots),
+        early=starts_early(norm.card),
     )
     sum_of_both = None if added is None else _empty(hidden, columns)
     stored = Stored(sum_of_both, _empty(hidden, norm.slots))
     parts = NormParts(norm.weight, norm.column_of_slot)
     warps = _warps(form.column_block)
-    normalize[(rows,)](hidden, added, parts, stored, norm.epsilon, form, num_warps=warps)
+    normalize[(rows,)](hidden, added, parts, stored, norm.epsilon, form, num_warps=warps, launch_pdl=form.early)
     return hidden if sum_of_both is None else sum_of_both, stored.normalized
 
 

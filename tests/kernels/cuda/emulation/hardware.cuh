@@ -19,6 +19,12 @@ inline Words load_once(const Words *address) {
 
 inline uint4 load_if(bool there, const uint4 *address) { return there ? load_once(address) : uint4{0, 0, 0, 0}; }
 
+// Copies are done at once; what is read before it was awaited would not be noticed.
+inline void copy_later(uint4 *target, const uint4 *source, bool there) { *target = load_if(there, source); }
+inline void end_batch() {}
+template <int newest>
+inline void await_batches() {}
+
 inline unsigned choose_bytes(unsigned low, unsigned high, unsigned selector) {
     const unsigned long long bytes = static_cast<unsigned long long>(high) << 32 | low;
     unsigned chosen = 0;
@@ -83,12 +89,14 @@ inline Value from_lane(Value value, int lane) {
     return machine::gather_warp(value)[lane];
 }
 
-inline void multiply_tiles(float (&sums)[4], const unsigned (&left)[4], unsigned right_0, unsigned right_1) {
+// `number` is the value of 16 bits.
+template <class Number>
+inline void multiply_by(Number number, float (&sums)[4], const unsigned (&left)[4], unsigned right_0, unsigned right_1) {
     struct Operands {
         unsigned left[4], right[2];
     };
     const auto all = machine::gather_warp(Operands{{left[0], left[1], left[2], left[3]}, {right_0, right_1}});
-    const auto at = [](unsigned pair, int column) { return double(float_of_half(pair >> 16 * (column % 2))); };
+    const auto at = [&](unsigned pair, int column) { return double(number(pair >> 16 * (column % 2) & 0xFFFF)); };
     for (int i = 0; i < 4; ++i) {
         const int row = machine::lane() / 4 + i / 2 * 8, column = machine::lane() % 4 * 2 + i % 2;
         double sum = sums[i];
@@ -99,6 +107,14 @@ inline void multiply_tiles(float (&sums)[4], const unsigned (&left)[4], unsigned
         }
         sums[i] = static_cast<float>(sum);
     }
+}
+
+inline void multiply_tiles(float (&sums)[4], const unsigned (&left)[4], unsigned right_0, unsigned right_1) {
+    multiply_by(float_of_half, sums, left, right_0, right_1);
+}
+
+inline void multiply_bfloat_tiles(float (&sums)[4], const unsigned (&left)[4], unsigned right_0, unsigned right_1) {
+    multiply_by(float_of_bfloat, sums, left, right_0, right_1);
 }
 
 inline void release_dependents() {}

@@ -19,6 +19,7 @@
 #define __shared__ static
 
 using std::max;
+using std::min;
 
 struct Index {
     int x = 0, y = 0, z = 0;
@@ -164,4 +165,10 @@ inline float __uint_as_float(unsigned bits) {
     float value;
     std::memcpy(&value, &bits, sizeof value);
     return value;
+}
+
+inline unsigned __float_as_uint(float value) {
+    unsigned bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    return bits;
 }

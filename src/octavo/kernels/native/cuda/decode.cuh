@@ -11,15 +11,18 @@ struct DecodeArguments {
     const uint4 *codes;
     const unsigned *scales;
     Rows rows;
-    unsigned short *outputs;  // [rows, width], in the dtype of the rows
+    const unsigned short *residual;  // added to the outputs, and of their shape; may be null
+    unsigned short *outputs;         // [rows, width], in the dtype of the rows; half as wide where gated
     int width;
     int steps;
     Offsets offsets;  // where one zero holds for all groups
 };
 
 // A block of `warps` warps computes `tiles` tiles of outputs. The warps share out the steps and add up at the end, in
-// the order of warps: no atomics, the same bits every time.
-template <int bits, bool zeros_differ, int scales_per_step, bool bfloats, int row_groups, int tiles, int warps>
+// the order of warps: no atomics, the same bits every time. Outputs of a `gated` product are pairs (gate, up), of which
+// silu(gate) * up is written.
+template <int bits, bool zeros_differ, int scales_per_step, bool bfloats, bool gated, int row_groups, int tiles,
+          int warps>
 struct Decode {
     using Step = TileStep<bits, zeros_differ, scales_per_step>;
     static constexpr int threads = warps * warp_lanes;
@@ -144,15 +147,30 @@ struct Decode {
 
     __device__ static void write_outputs(const float (&partial)[warps][block_rows][padded_outputs],
                                          const DecodeArguments &given) {
-        for (int i = threadIdx.x; i < given.rows.count * block_outputs; i += threads) {
-            const int row = i / block_outputs, within = i % block_outputs;
-            const int output = blockIdx.x * block_outputs + within;
-            if (output >= given.width) continue;
-            float sum = 0;
-            for (int warp = 0; warp < warps; ++warp) sum += partial[warp][row][within];
-            given.outputs[static_cast<long long>(row) * given.width + output] =
-                bfloats ? bfloat_of_float(sum) : half_of_float(sum);
+        constexpr int results = gated ? block_outputs / 2 : block_outputs;
+        const int width = gated ? given.width / 2 : given.width;
+        for (int i = threadIdx.x; i < given.rows.count * results; i += threads) {
+            const int row = i / results, within = i % results;
+            const int result = blockIdx.x * results + within;
+            if (result >= width) continue;
+            const long long at = static_cast<long long>(row) * width + result;
+            float value = gated ? silu(total(partial, row, 2 * within)) * total(partial, row, 2 * within + 1)
+                                : total(partial, row, within);
+            if (given.residual != nullptr) value += widened(given.residual[at]);
+            given.outputs[at] = bfloats ? bfloat_of_float(value) : half_of_float(value);
         }
+    }
+
+    __device__ static float total(const float (&partial)[warps][block_rows][padded_outputs], int row, int output) {
+        float sum = 0;
+        for (int warp = 0; warp < warps; ++warp) sum += partial[warp][row][output];
+        return sum;
+    }
+
+    __device__ static float silu(float value) { return value / (1 + expf(-value)); }
+
+    __device__ static float widened(unsigned short number) {
+        return bfloats ? __uint_as_float(static_cast<unsigned>(number) << 16) : float_of_half(number);
     }
 };
 

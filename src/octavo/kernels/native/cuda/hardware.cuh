@@ -38,6 +38,23 @@ __device__ inline uint4 load_if(bool there, const uint4 *address) {
     return value;
 }
 
+// Sixteen bytes from global into shared memory while the thread goes on; zeros where there is nothing to copy.
+__device__ inline void copy_later(uint4 *target, const uint4 *source, bool there) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+                 :
+                 : "r"(static_cast<unsigned>(__cvta_generic_to_shared(target))), "l"(source), "r"(there ? 16 : 0)
+                 : "memory");
+}
+
+// What this thread has asked for since the last such call is one batch of copies.
+__device__ inline void end_batch() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+// Returns when all batches of this thread but the newest few are there.
+template <int newest>
+__device__ inline void await_batches() {
+    asm volatile("cp.async.wait_group %0;" : : "n"(newest) : "memory");
+}
+
 // Four of the eight bytes of `low` and `high`, as the nibbles of `selector` name them.
 __device__ inline unsigned choose_bytes(unsigned low, unsigned high, unsigned selector) {
     unsigned chosen;
@@ -110,6 +127,15 @@ __device__ inline Value from_lane(Value value, int lane) {
 // - of `sums`: columns 2 (l % 4) and the next, of row l / 4 (0, 1) and row l / 4 + 8 (2, 3).
 __device__ inline void multiply_tiles(float (&sums)[4], const unsigned (&left)[4], unsigned right_0, unsigned right_1) {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+        : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "r"(right_0), "r"(right_1));
+}
+
+// The same with operands that are pairs of bfloats.
+__device__ inline void multiply_bfloat_tiles(float (&sums)[4], const unsigned (&left)[4], unsigned right_0,
+                                             unsigned right_1) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
         "{%0, %1, %2, %3};"
         : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
         : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "r"(right_0), "r"(right_1));
