@@ -105,6 +105,7 @@ def test_without_a_context_a_text_begins_with_the_start_token(
     stories: HarnessModel, oracle: torch.nn.Module
 ) -> None:
     ids = stories.tok_encode("Once upon a time")
+    assert ids == [1, *stories.tok_encode("Once upon a time", add_special_tokens=False)]
     ((found, _),) = stories.loglikelihood([request("loglikelihood", "", "Once upon a time")])
     assert found == pytest.approx(slow_likelihood(oracle, ids, len(ids) - 1), abs=1e-4)
 
