@@ -20,8 +20,8 @@ from octavo.report.comparison import task_difference_rows, task_measures
 DOCUMENTS = [
     ("Once upon a time, there was a little girl named", ["Lily", "stone"], 0),
     ("The sun is", ["lower", "bright"], 1),
-    ("Tom went to the", ["park", "asked"], 1),  # the answer is wrong on purpose
-    ("She was very", ["happy", "tree"], 0),
+    ("Tom went to the", ["park", "asked"], 0),
+    ("She was very", ["happy", "tree"], 1),  # the answer is wrong on purpose
 ]
 CHOICE = {
     "task": "stories",
@@ -153,18 +153,19 @@ def record(asked: dict[str, str], stories_folder: Path) -> dict:
 
 
 def test_several_models_side_by_side(record: dict, stories: HarnessModel) -> None:
-    """3 of the 4 answers are as the dense model has them."""
+    """Of 4 answers 3 are as the dense model has them; rounding to 2 bits loses the second and third."""
     accuracy, perplexity = record["tasks"]
     expected = []
     for question, choices, answer in DOCUMENTS:
         asked = [request("loglikelihood", question, f" {choice}") for choice in choices]
         likelihoods = [value for value, _ in stories.loglikelihood(asked)]
         expected.append(float(likelihoods.index(max(likelihoods)) == answer))
-    assert expected == [1.0, 1.0, 0.0, 1.0]
+    assert expected == [1.0, 1.0, 1.0, 0.0]
     dense, rounded = accuracy["values"]
     assert (dense["value"], dense["standard_error"]) == (0.75, 0.25)
     assert (dense["difference"], dense["difference_standard_error"]) == (0.0, 0.0)
-    assert rounded["difference"] == rounded["value"] - 0.75
+    assert (rounded["value"], rounded["difference"]) == (0.25, -0.5)
+    assert rounded["difference_standard_error"] == pytest.approx((1 / 3) ** 0.5 / 2)  # of 0, -1, -1, 0
     described = {key: accuracy[key] for key in ("task", "metric", "version", "shots", "documents")}
     assert described == {"task": "stories", "metric": "acc", "version": 7, "shots": 0, "documents": 4}
     assert perplexity["metric"] == "word_perplexity" and not perplexity["higher_is_better"]
