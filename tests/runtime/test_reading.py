@@ -101,6 +101,12 @@ def test_what_the_samplers_prefer_is_told_even_if_the_model_does_not():
     assert (second.token, second.given, second.drawn) == (2, pytest.approx(0.1), 1.0)
 
 
+def test_what_is_unlikely_and_never_drawn_is_no_candidate():
+    logits = torch.arange(8.0)[None]
+    found = candidates(logits, [], SamplingParams(temperature=0.0), most=2)
+    assert [(each.token, each.drawn) for each in found] == [(7, 1.0), (6, 0.0)]
+
+
 def test_nothing_is_drawn_that_is_no_candidate():
     sampling = SamplingParams(temperature=1.3, top_k=20, top_p=0.8, repetition_penalty=1.2)
     logits, history = torch.randn(1, 200, generator=torch.Generator().manual_seed(0)), [3, 5, 7]

@@ -78,7 +78,8 @@ def candidates(
         given = logits.float().softmax(-1)[0]
         drawn = _drawn_from(logits, history, sampling)
         most = min(most, len(given))
-        chosen = torch.cat([given.topk(most).indices, drawn.topk(most).indices]).unique()
+        likeliest, preferred = given.topk(most).indices, drawn.topk(most).indices
+        chosen = torch.cat([likeliest, preferred[drawn[preferred] > 0]]).unique()
         chosen = chosen[given[chosen].argsort(descending=True, stable=True)]
         rows = zip(chosen.tolist(), given[chosen].tolist(), drawn[chosen].tolist(), strict=True)
         return [Candidate(*row) for row in rows]

@@ -88,9 +88,7 @@ def open_page(browser: Browser, server: Running):
             "console", lambda message: message.type in ("error", "warning") and note(message.type, message.text)
         )
         page.on("pageerror", lambda error: note("uncaught", str(error)))
-        page.on(
-            "request", lambda request: foreign(request.url, address) and complaints.append(f"asks {request.url}")
-        )
+        page.on("request", lambda request: foreign(request.url, address) and note("asks", request.url))
         page.goto(f"{address}/#{view}")
         page.get_by_role("heading", level=1).first.wait_for()
         return page

@@ -149,7 +149,7 @@ function errors(linears) {
     "div",
     { class: "stack" },
     element("p", { class: "facts" }, "Squared error of the output per token, as the solver saw it on the calibration text; logarithmic."),
-    element("div", { class: "chart tall" }, chart),
+    element("div", { class: "chart tall", tabindex: 0, role: "group", "aria-label": "Chart of errors" }, chart),
     legend,
     element("details", {}, element("summary", {}, `All ${linears.length} linears`), table(["linear", "stored as", "error", "damping"], rows)),
   );

@@ -43,7 +43,7 @@ class TextView {
   constructor() {
     this.box = element("textarea", { class: "paper", "aria-label": "Text", placeholder: "Begin a text; the model goes on.", oninput: () => this.#typed() });
     this.tokens = new TokenText("Tokens of the text: arrow keys go through them, Enter shows what else could come", {
-      level: (token) => 1 - Math.exp(token.logprob),
+      level: (token) => (1 - Math.exp(token.logprob)) ** 2, // what is merely not certain stays pale
       describe: (token) => percent(Math.exp(token.logprob)),
       table: (token, index, pinned) => this.#table(token, index, pinned),
     });
@@ -300,7 +300,7 @@ class TextView {
   async #look() {
     if (!this.nextPanel.open || this.running) return;
     try {
-      const { candidates } = await post("page/next_tokens", { ...this.#asked(), likeliest: 12 });
+      const { candidates } = await post("page/next_tokens", { ...this.#asked(), likeliest: 10 });
       this.next.replaceChildren(this.#candidates(candidates));
     } catch (error) {
       this.next.replaceChildren(element("p", { class: "facts" }, error.message));
@@ -313,8 +313,8 @@ class TextView {
     return element(
       "table",
       { class: "likeliest" },
-      element("caption", {}, "As the model gives it, and as it is drawn"),
-      element("thead", {}, element("tr", {}, ["token", "before", "after samplers"].map((title) => element("th", { scope: "col" }, title)))),
+      element("caption", {}, "Before and after the samplers"),
+      element("thead", {}, element("tr", {}, ["token", "before", "after"].map((title) => element("th", { scope: "col" }, title)))),
       element(
         "tbody",
         {},
