@@ -8,6 +8,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from pydantic import Field
 
+from octavo.model.kv_cache import slot_bytes
 from octavo.model.llama import FusedBlock
 from octavo.server.characters import read_character
 from octavo.server.generation import Kitchen
@@ -94,7 +95,7 @@ def _model(shelf: ModelShelf, name: str) -> dict[str, Any]:
         return values | {"context": None, "template": None, "cache": None, "kernel": None}
     engine, status = served.engine, served.engine.status()
     config, page = engine.model.config, engine.limits.page_size
-    per_token = 2 * config.layers * config.kv_width * engine.model.dtype.itemsize
+    per_token = slot_bytes(config, engine.model.dtype, engine.model.coded_cache)
     template = None
     if served.template is not None:
         template = "Vicuna v1.1" if served.template.jinja is None else "its own"
