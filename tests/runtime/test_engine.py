@@ -318,6 +318,11 @@ def test_grammars_bind_their_own_reply_only(model, engine):
     assert replies[2].tokens == [11] and isinstance(endings[2].error, GrammarError)
 
 
+def test_a_greedy_reply_alone_follows_its_grammar(engine):
+    reply, ending = ask(engine, Request(prompt_of(9), most_tokens=12, grammar=Countdown()))
+    assert (reply.tokens, ending) == ([11, 12, 13], Finished("stop"))
+
+
 def test_broken_logits_end_their_own_reply_only(model, engine):
     broken, whole = Request((5,) * 9, most_tokens=30), Request((6,) * 9, most_tokens=30)
     replies, _ = submit(engine, broken, whole)
