@@ -1,4 +1,4 @@
-"""A model by name: a folder of this machine, or a repository of the Hugging Face hub, fetched once and kept."""
+"""A model by name: a folder of this machine, or a repository of the Hugging Face hub; and publishing one there."""
 
 import re
 from collections.abc import Iterator, Sequence
