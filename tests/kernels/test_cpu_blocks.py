@@ -469,6 +469,12 @@ def test_exponentials_are_right_to_the_last_place(isa):
     assert exponentials(special, isa).tolist()[5:] == [1, 1]
 
 
+@pytest.mark.skipif(_native.Isa.amx in _native.available_isas(), reason="this machine runs every instruction set")
+def test_an_instruction_set_that_is_not_here_is_refused():
+    with pytest.raises(ValueError, match="this machine does not run AMX"):
+        exponentials(torch.zeros(1), _native.Isa.amx)
+
+
 def cosines_and_sines(angles: Tensor) -> tuple[Tensor, Tensor]:
     cosines, sines = torch.empty_like(angles), torch.empty_like(angles)
     _native.cosines_and_sines(angles.data_ptr(), len(angles), cosines.data_ptr(), sines.data_ptr())

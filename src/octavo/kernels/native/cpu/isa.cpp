@@ -1,7 +1,9 @@
 #include "isa.h"
 
+#include <algorithm>
 #include <initializer_list>
 #include <stdexcept>
+#include <string>
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -83,6 +85,13 @@ const char* name_of(Isa isa) {
 const std::vector<Isa>& available_isas() {
     static const std::vector<Isa> found = find_isas();
     return found;
+}
+
+void require_available(Isa isa) {
+    const std::vector<Isa>& available = available_isas();
+    if (std::find(available.begin(), available.end(), isa) == available.end()) {
+        throw std::invalid_argument(std::string("this machine does not run ") + name_of(isa));
+    }
 }
 
 Isa best_isa() {

@@ -14,6 +14,9 @@ const char* name_of(Isa isa);
 // What processor and operating system support, in rising order; found out once.
 const std::vector<Isa>& available_isas();
 
+// Throws std::invalid_argument where this machine cannot run `isa`.
+void require_available(Isa isa);
+
 // The fastest of them.
 Isa best_isa();
 

@@ -239,10 +239,7 @@ void Encoded::resize(const InputForm& form, std::int64_t rows) {
 }
 
 const MatrixKernels& matrix_kernels(Isa isa) {
-    const std::vector<Isa>& available = available_isas();
-    if (std::find(available.begin(), available.end(), isa) == available.end()) {
-        throw std::invalid_argument(std::string("this machine does not run ") + name_of(isa));
-    }
+    require_available(isa);
     switch (isa) {
 #if defined(__x86_64__)
         case Isa::avx2: return avx2_matrix_kernels;

@@ -1,8 +1,6 @@
 #include "solver.h"
 
 #include <algorithm>
-#include <stdexcept>
-#include <string>
 
 #include "barrier.h"
 #include "memory.h"
@@ -15,10 +13,7 @@ extern const SolverKernels avx2_solver_kernels, avx512_solver_kernels;
 #endif
 
 const SolverKernels& solver_kernels(Isa isa) {
-    const std::vector<Isa>& available = available_isas();
-    if (std::find(available.begin(), available.end(), isa) == available.end()) {
-        throw std::invalid_argument(std::string("this machine does not run ") + name_of(isa));
-    }
+    require_available(isa);
 #if defined(__x86_64__)
     if (isa >= Isa::avx512) return avx512_solver_kernels;
     if (isa == Isa::avx2) return avx2_solver_kernels;

@@ -5,6 +5,7 @@ namespace octavo {
 extern const VectorKernels portable_vector_kernels, avx2_vector_kernels, avx512_vector_kernels;
 
 const VectorKernels& vector_kernels(Isa isa) {
+    require_available(isa);
     switch (isa) {
 #if defined(__x86_64__)
         case Isa::avx2: return avx2_vector_kernels;

@@ -102,6 +102,7 @@ struct VectorKernels {
     void (*exponentials)(const float* inputs, std::int64_t size, float* outputs);
 };
 
+// Throws std::invalid_argument where this machine cannot run `isa`.
 const VectorKernels& vector_kernels(Isa isa);
 
 // Floats of workspace that attention over `lines` rows and heads needs.
