@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 OUT, PICTURES = ROOT / "build" / "screenshots", ROOT / "docs" / "pictures"
 WIDTHS = {"desktop": {"width": 1280, "height": 820}, "phone": {"width": 390, "height": 844}}
 LOOKS = ("light", "dark")
-QUESTION = "Why do books have pages? Answer in three short points."
+QUESTION = "Write three short tips for taking care of old books."
 BEGINNING = "The first printed books were made by hand, and"
 
 sys.path.insert(0, str(ROOT / "tests"))

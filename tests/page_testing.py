@@ -31,8 +31,8 @@ def settled(page: Page) -> None:
 
 
 def texts(page: Page) -> list[str]:
-    """What is shown of the conversation."""
-    return page.locator(".message .body").all_inner_texts()
+    """What is said in the conversation, in view or not."""
+    return [text.strip() for text in page.locator(".message .body").all_text_contents()]
 
 
 def button(page: Page, name: str) -> Locator:

@@ -1,6 +1,7 @@
 """Two models side by side, the file of a comparison, and the view of a quantization."""
 
 import json
+import math
 
 import pytest
 
@@ -66,8 +67,11 @@ def test_one_writes_and_the_other_is_measured_on_it(page, server):
     tables = page.locator(".beside.pinned table")
     assert tables.locator("caption").all_inner_texts() == ["A: stories", "B: four"]
     assert tables.first.locator("tr").count() == 10
-    likeliest = tokens[3]["scores"][1]["likeliest"][0][1]
-    assert tables.nth(1).locator("tr").first.locator("td").first.inner_text().replace("␣", " ") == likeliest
+    for place, score in enumerate(tokens[3]["scores"]):
+        _, text, logprob = score["likeliest"][0]
+        first = tables.nth(place).locator("tr").first.locator("td").all_inner_texts()
+        assert first[0].replace("␣", " ") == text
+        assert number(first[1]) == pytest.approx(100 * math.exp(logprob), rel=0.01)
 
 
 def test_swap_and_stop(page, server):

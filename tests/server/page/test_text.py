@@ -159,6 +159,7 @@ def test_the_perplexity_of_a_text(page, server):
     scores = completion(server, text, max_tokens=0, echo=True, logprobs=0)["logprobs"]["token_logprobs"][1:]
     assert number(result.inner_text()) == pytest.approx(math.exp(-sum(scores) / len(scores)), abs=1e-3)
     assert page.locator(".token-text").text_content() == text and page.locator(".token").count() == len(scores)
+    assert page.locator(".token").last.text_content() == ".", "an emoji is one character of two halves"
 
 
 def test_texts_are_saved_as_prompts(page):
