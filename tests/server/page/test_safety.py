@@ -88,7 +88,7 @@ def test_names_and_cards(open_page, tmp_path):
     chooser.value.set_files(path)
     page.locator(".message.assistant .body.rendered").wait_for()
     assert_inert(page)
-    assert page.locator(".message h3").inner_text() == ATTACKS[0]
+    assert page.locator(".message h3").text_content() == ATTACKS[0]
     assert page.get_by_label("System prompt").input_value() == EVERYTHING
 
 
