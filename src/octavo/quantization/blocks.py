@@ -29,10 +29,12 @@ from octavo.model.load import (
     norm_shapes,
 )
 from octavo.quantization.calibration import Calibration
+from octavo.quantization.crew import Crew
 from octavo.quantization.forward import Kept, attend, gate, normalize
 from octavo.quantization.gptq import factor_hessian, round_to_nearest, row_errors, solve
 from octavo.quantization.hessian import hessian_of
 from octavo.quantization.journal import Samples
+from octavo.quantization.on_gpu import Streamed, linear_of_halves
 from octavo.quantization.recipe import Recipe
 from octavo.records import LinearRecord, QuantizationRecord
 from octavo.schemes import Layout, QuantScheme
@@ -75,6 +77,7 @@ class Job:
     device: torch.device
     observer: Observer
 
+    crew: Crew
 
 class UnitSolver:
     """Collects what one unit gives: tensors for the file, and a record per linear."""
@@ -103,13 +106,17 @@ class UnitSolver:
         if self.job.recipe.method == "rtn":
             solved = round_to_nearest(dense, scheme, smallest_zero(self.job.layout))
         else:
-            recipe = self.job.recipe
-            hessian = hessian_of(inputs, " and ".join(weights))
-            factored = factor_hessian(hessian, recipe.damping, recipe.act_order)
-            solved = solve(dense, factored, scheme, recipe, smallest_zero(self.job.layout))
-            errors = row_errors(dense, solved, hessian)
-            losses = [float(part.sum()) for part in errors.split(heights)]
-            damping = factored.damping
+            recipe, crew = self.job.recipe, self.job.crew
+            hessian = crew.mean(hessian_of(inputs, " and ".join(weights)))
+            if crew.leads:
+                factored = factor_hessian(hessian, recipe.damping, recipe.act_order)
+                solved = solve(dense, factored, scheme, recipe, smallest_zero(self.job.layout))
+                errors = row_errors(dense, solved, hessian)
+                losses = [float(part.sum()) for part in errors.split(heights)]
+                damping = factored.damping
+                crew.send_codes(solved)
+            else:
+                solved = crew.receive_codes((len(dense), dense.shape[1]), scheme)
         seconds = (time.perf_counter() - started) / len(dense)
         for name, weight, loss in zip(weights, _split(solved, heights), losses, strict=True):
             self.tensors |= encode_linear(name, weight, self.job.layout)
@@ -127,7 +134,7 @@ def _split(stacked: QuantizedWeight, heights: list[int]) -> Iterator[QuantizedWe
         yield replace(stacked, codes=codes, scales=scales, zeros=zeros)
 
 
-def quantize_block(job: Job, solver: UnitSolver, layer: int, samples: Samples) -> None:
+def quantize_block(job: Job, solver: UnitSolver, layer: int, samples: Samples | Streamed) -> None:
     """Solve a decoder block stage by stage; `samples` become its outputs, computed from the quantized weights.
 
     Each tensor is replaced, not written to: the former ones may still be on their way to the disk.
@@ -193,9 +200,11 @@ def _solve_stage(
     return make_linear(stacked, bias, job.device, SOLVE_DTYPE)
 
 
-def quantize_head(job: Job, solver: UnitSolver, samples: Samples) -> None:
+def quantize_head(job: Job, solver: UnitSolver, samples: Samples | Streamed) -> None:
     """The final norm, and the output head where it is not the embedding itself."""
     config = job.source.config
+    if job.device.type == "cuda":
+        return linear_of_halves(stacked, bias, job.device)
     norm = job.source.vector(f"{FINAL_NORM}.weight", (config.hidden_size,))
     solver.add_dense(f"{FINAL_NORM}.weight", norm)
     scheme = job.recipe.plan.lm_head
@@ -215,13 +224,16 @@ def embedding_tensor(source: ModelFolder) -> tuple[str, tuple[int, int]]:
 
 
 def embed(job: Job, calibration: Calibration | None) -> Samples:
-    """The hidden states that enter the first block, one tensor per calibration window."""
+    """The hidden states that enter the first block, one tensor per calibration window, in host memory.
+
+    Where several processes calibrate, those of this one.
+    """
     if calibration is None:
         return []
     if int(calibration.tokens.max()) >= job.source.config.vocabulary_size:
         raise UsageError(f"the tokenizer of {job.source.path} gives ids beyond the model's vocabulary")
     embedding = job.source.vector(*embedding_tensor(job.source))
-    return [embedding[window].to(job.device, SOLVE_DTYPE) for window in calibration.tokens]
+    return [embedding[window].to(SOLVE_DTYPE) for window in calibration.tokens[job.crew.mine]]
 
 
 def _sample_step(job: Job, length: int) -> Step:

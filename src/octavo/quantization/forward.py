@@ -6,6 +6,7 @@ all there is of its sequence. On the CPU the native library computes each part, 
 
 from collections.abc import Callable, Iterator
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
@@ -38,13 +39,14 @@ def attend(
     """Queries, keys and values of a window, side by side, to what the output projection sees."""
     if runs_natively(projected):
         return stages.attend(projected, heads, step.rows)
-    return attend_in_torch(projected, heads, step)
+    on_gpu = projected.device.type == "cuda"  # where attention has kernels for halves only
+    return attend_in_torch(projected, heads, step, torch.float16 if on_gpu else projected.dtype)
 
 
 def attend_in_torch(
-    projected: Float[Tensor, "rows projected_width"], heads: Heads, step: Step
+    projected: Float[Tensor, "rows projected_width"], heads: Heads, step: Step, dtype: torch.dtype
 ) -> Float[Tensor, "rows query_width"]:
-    """The same, defined."""
+    """The same, defined; queries, keys and values meet in `dtype`."""
     by_head = projected.view(len(projected), -1, heads.head_dim)
     queries, keys, values = by_head.split((heads.heads, heads.kv_heads, heads.kv_heads), 1)
     if heads.query_norm is not None and heads.key_norm is not None:
@@ -52,7 +54,9 @@ def attend_in_torch(
         keys = rms_norm(keys, heads.key_norm, heads.norm_epsilon)
     queries, keys = (rotate(states, step.rotary) for states in (queries, keys))
     # The window's own keys are the cache: position p lies in slot p.
-    return cached_attention(queries, keys, values, step.rows.pages, heads.window).flatten(1)
+    queries, keys, values = (states.to(dtype) for states in (queries, keys, values))
+    attended = cached_attention(queries, keys, values, step.rows.pages, heads.window)
+    return attended.flatten(1).to(projected.dtype)
 
 
 def gate(gates_and_ups: Float[Tensor, "rows twice_width"]) -> Float[Tensor, "rows width"]:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from octavo.errors import NumericalError
 from octavo.kernels import solver as native
+from octavo.kernels.cuda import solver as cuda
 from octavo.kernels.solver import GridRule
 from octavo.quantization import columns
 from octavo.quantization.grid import min_max_grid, refuse_large, round_to_codes, shrinks
@@ -28,6 +29,8 @@ from octavo.weights import QuantizedWeight, dequantize, sequential_groups
 SOLVER_VERSION = 2  # raised whenever the same inputs would give other codes
 LARGEST_DAMPING = 10.0
 DIRECT_INVERSE = 128  # columns of a triangle that is inverted in one go
+
+SOLVERS: tuple[ModuleType, ...] = (cuda, native)  # in order of preference, before the definition
 
 Matrix = Float[Tensor, "in_features in_features"]
 
@@ -126,8 +129,8 @@ def solve(
 
 
 def solver_for(device: torch.device, dtype: torch.dtype) -> ModuleType:
-    """What solves columns there: the native solver where it can, else the definition."""
-    return native if native.why_not(device, dtype) is None else columns
+    """What solves columns there: the first fast solver that can, else the definition."""
+    return next((solver for solver in SOLVERS if solver.why_not(device, dtype) is None), columns)
 
 
 def round_to_nearest(

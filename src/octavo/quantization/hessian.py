@@ -11,6 +11,7 @@ from torch import Tensor
 
 from octavo.errors import NumericalError
 from octavo.kernels import solver as native
+from octavo.quantization import on_gpu
 
 
 def hessian_of(
@@ -25,6 +26,8 @@ def hessian_of(
             is_native = native.why_not(sample.device, sample.dtype) is None
         if is_native:
             native.add_gram(total, sample)
+        elif sample.device.type == "cuda":
+            on_gpu.add_gram(total, sample)
         else:
             total.addmm_(sample.t(), sample)
         tokens += len(sample)

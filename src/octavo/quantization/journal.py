@@ -195,11 +195,7 @@ def finished_record(folder: Path, inputs: dict[str, Any]) -> QuantizationRecord 
         return None
     values = read_json(path)
     try:
-        record = QuantizationRecord(
-            inputs=values["inputs"],
-            files=values["files"],
-            linears=[LinearRecord(**linear) for linear in values["linears"]],
-        )
+        record = record_from(values)
     except (KeyError, TypeError) as error:
         raise ResumeError(f"{path} was written by another version of Octavo; use --restart") from error
     refuse_other_inputs(folder, record.inputs, inputs)
@@ -207,6 +203,12 @@ def finished_record(folder: Path, inputs: dict[str, Any]) -> QuantizationRecord 
         if not (folder / name).exists() or sha256_of_file(folder / name) != expected:
             raise CheckpointError(f"{folder / name} is missing or not what {path} says; use --restart")
     return record
+
+
+def record_from(values: dict[str, Any]) -> QuantizationRecord:
+    """A record as its JSON says it; KeyError or TypeError where it says something else."""
+    linears = [LinearRecord(**linear) for linear in values["linears"]]
+    return QuantizationRecord(inputs=values["inputs"], files=values["files"], linears=linears)
 
 
 def refuse_other_inputs(folder: Path, former: dict[str, Any], now: dict[str, Any]) -> None:

@@ -42,6 +42,7 @@ from octavo.quantization.blocks import (
     stored_dtype,
 )
 from octavo.quantization.calibration import Calibration
+from octavo.quantization.crew import LEADER, joined
 from octavo.quantization.gptq import SOLVER_VERSION, solver_for
 from octavo.quantization.journal import (
     Journal,
@@ -51,7 +52,9 @@ from octavo.quantization.journal import (
     finished_record,
     open_journal,
     prepare_folder,
+    record_from,
 )
+from octavo.quantization.on_gpu import streamed
 from octavo.quantization.recipe import Recipe
 from octavo.records import (
     QUANTIZATION_RECORD,
@@ -93,12 +96,21 @@ def quantize_folder(
     assert (calibration is None) == (recipe.method == "rtn")
     folder = open_folder(source)
     _refuse_unfit(folder, recipe, destination.layout)
-    job = Job(folder, recipe, destination.layout, device, observer)
+    with joined(device, 0 if calibration is None else len(calibration.tokens)) as crew:
+        job = Job(folder, recipe, destination.layout, crew.device, observer, crew)
+        return _lead(job, destination, calibration) if crew.leads else _follow(job, calibration)
+
+
+def _lead(job: Job, destination: Destination, calibration: Calibration | None) -> QuantizationRecord:
+    """Do the job; other processes of the crew are told which unit is the first, and at the end the record."""
+    folder, observer, crew = job.source, job.observer, job.crew
     inputs = _inputs(job, destination, calibration)
     prepare_folder(destination.folder, destination.restart)
     done = finished_record(destination.folder, inputs)
     if done is not None:
         observer.already_done()
+        crew.tell({"first": folder.config.layers + 2})
+        crew.tell(as_json(done))
         return done
     units = _planned_units(job)
     shards = plan_shards(units, destination.max_shard_size)
@@ -106,19 +118,37 @@ def quantize_folder(
         journal = open_journal(destination.folder, shards, inputs, _now())
         needed, free = _disk_space(destination.folder, units, calibration, folder)
         observer.started(len(units), journal.progress.units, needed, free)
+        crew.tell({"first": journal.progress.units})
         try:
             _run(job, journal, calibration)
         finally:
             journal.close()
         write_index(destination.folder, shards)
         record = _finish(job, journal, inputs)
+    crew.tell(as_json(record))
     observer.finished(record)
     return record
 
 
+def _follow(job: Job, calibration: Calibration | None) -> QuantizationRecord:
+    """The same units on this process' own windows; what comes of them is the leader's to write."""
+    assert calibration is not None, "a crew has windows"
+    crew, config = job.crew, job.source.config
+    job = replace(job, observer=Observer())
+    first, units = crew.told()["first"], config.layers + 2
+    samples: Samples = []
+    if 0 < first < units:
+        shape = (calibration.tokens.shape[1], config.hidden_size)
+        samples = crew.receive_states(crew.windows[crew.number], shape, LEADER)
+    for number in range(first, units):
+        _solve_unit(job, number, samples, calibration)
+        crew.send_states(samples, LEADER)
+    return record_from(crew.told())
+
+
 def _run(job: Job, journal: Journal, calibration: Calibration | None) -> None:
     """Do the units that the journal does not yet hold; each is written while the next one is solved."""
-    samples = journal.hidden()
+    samples = job.crew.deal(journal.hidden())
 
     def write(name: str, unit: Unit) -> None:
         journal.record(unit)
@@ -128,6 +158,7 @@ def _run(job: Job, journal: Journal, calibration: Calibration | None) -> None:
         writing: Future[None] | None = None
         for number in range(journal.progress.units, job.source.config.layers + 2):
             name, unit = _solve_unit(job, number, samples, calibration)
+            unit = replace(unit, hidden=job.crew.gather(samples))
             if writing is not None:
                 writing.result()
             writing = writer.submit(write, name, unit)
@@ -148,10 +179,12 @@ def _solve_unit(job: Job, number: int, samples: Samples, calibration: Calibratio
         solver.add_dense(f"{EMBEDDING}.weight", job.source.vector(*embedding_tensor(job.source)))
     elif number <= layers:
         name = block_prefix(number - 1)
-        quantize_block(job, solver, number - 1, samples)
+        with streamed(samples, job.device) as states:
+            quantize_block(job, solver, number - 1, states)
     else:
         name = "head"
-        quantize_head(job, solver, samples)
+        with streamed(samples, job.device) as states:
+            quantize_head(job, solver, states)
         samples.clear()
     seconds = time.perf_counter() - started
     return name, Unit(solver.tensors, list(samples), solver.linears, seconds, solver.seconds)
@@ -242,6 +275,7 @@ def _inputs(job: Job, destination: Destination, calibration: Calibration | None)
         "layout": destination.layout,
         "max_shard_size": destination.max_shard_size,
         "machine": describe_machine(str(job.device)),
+        **({"processes": len(job.crew.windows)} if job.crew.others else {}),
     }
 
 
