@@ -76,8 +76,8 @@ class Job:
     layout: Layout
     device: torch.device
     observer: Observer
-
     crew: Crew
+
 
 class UnitSolver:
     """Collects what one unit gives: tensors for the file, and a record per linear."""
@@ -197,14 +197,14 @@ def _solve_stage(
         stacked: Weight = DenseWeight(torch.cat([weight.values for weight in weights.values()]))
     else:
         stacked = solver.quantize(weights, scheme, inputs)
+    if job.device.type == "cuda":
+        return linear_of_halves(stacked, bias, job.device)
     return make_linear(stacked, bias, job.device, SOLVE_DTYPE)
 
 
 def quantize_head(job: Job, solver: UnitSolver, samples: Samples | Streamed) -> None:
     """The final norm, and the output head where it is not the embedding itself."""
     config = job.source.config
-    if job.device.type == "cuda":
-        return linear_of_halves(stacked, bias, job.device)
     norm = job.source.vector(f"{FINAL_NORM}.weight", (config.hidden_size,))
     solver.add_dense(f"{FINAL_NORM}.weight", norm)
     scheme = job.recipe.plan.lm_head
