@@ -16,7 +16,7 @@ from octavo.kernels.attention import cached_attention
 from octavo.kernels.stages import Heads
 from octavo.model.llama import Step, rms_norm, rotate
 
-KEPT_BYTES = 2**27  # of activations that are kept rather than computed twice; no effect on the result
+KEPT_BYTES = 2**28  # of activations that are kept rather than computed twice; no effect on the result
 
 
 def runs_natively(tensor: Tensor) -> bool:

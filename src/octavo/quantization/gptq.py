@@ -81,7 +81,8 @@ def _inverse_factor(
     matrix.diagonal().add_(added[backwards])
     lower, failed = torch.linalg.cholesky_ex(matrix)
     del matrix  # at 13,824 columns each of these takes 764 MB
-    if failed or not torch.isfinite(lower).all():
+    # A row that holds NaN or Inf has it on the diagonal, too, which is made of the whole row.
+    if failed or not torch.isfinite(lower.diagonal()).all():
         return None
     return _inverse_of_lower(lower).flip(0, 1)
 
