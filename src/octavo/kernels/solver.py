@@ -1,7 +1,7 @@
 """GPTQ's inner loops on the CPU, in the native library: the sum of x^T x, and the codes of a weight.
 
-The definitions are `quantization.hessian` and `quantization.columns`. What is computed here is the same, to the
-last bit, on every processor and with any number of threads.
+The definitions are `quantization.hessian` and `quantization.columns`; of the sum, whose inputs are rounded, it is in
+the tests. What is computed here is the same, to the last bit, on every processor and with any number of threads.
 """
 
 from dataclasses import dataclass
@@ -43,7 +43,11 @@ def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 def add_gram(total: Float[Tensor, "columns columns"], inputs: Float[Tensor, "tokens columns"]) -> None:
-    """Add x^T x to `total`, of which only what lies on and above the diagonal is meant; float32."""
+    """Add x^T x to `total`, of which only what lies on and above the diagonal is meant; float32.
+
+    Columns are rounded to 12 bits and a sign, 128 tokens at a time (native/cpu/gram.h); one that holds NaN or Inf
+    makes its row and column NaN.
+    """
     from octavo.kernels import _native
 
     _native.add_gram(total.numpy(), inputs.contiguous().numpy())

@@ -26,7 +26,7 @@ from octavo.quantization.recipe import ActOrder, Recipe
 from octavo.schemes import QuantScheme
 from octavo.weights import QuantizedWeight, dequantize, sequential_groups
 
-SOLVER_VERSION = 2  # raised whenever the same inputs would give other codes
+SOLVER_VERSION = 3  # raised whenever the same inputs would give other codes
 LARGEST_DAMPING = 10.0
 DIRECT_INVERSE = 128  # columns of a triangle that is inverted in one go
 

@@ -3,6 +3,7 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/vector.h>
 
+#include "gram.h"
 #include "solver.h"
 
 namespace nb = nanobind;

@@ -45,6 +45,11 @@ struct PortableLanes {
     static void store(std::int16_t* to, Integers values) {
         for (int i = 0; i < lane_count; ++i) to[i] = static_cast<std::int16_t>(values.lane[i]);
     }
+    static void store(std::uint32_t* to, Integers words) { std::memcpy(to, words.lane, sizeof words.lane); }
+    // Values that fit in 16 bits, as the two halves of each lane.
+    static Integers pair(Integers low, Integers high) {
+        return each([&](int i) { return (low.lane[i] & 0xffff) | high.lane[i] * 0x10000; });
+    }
     // `bits` bits from `shift` on, of both halves of each lane.
     template <int shift, int bits>
     static Integers field(Integers words) {
@@ -147,6 +152,17 @@ struct Avx2Lanes {
         const __m256i quarters = _mm256_packs_epi32(values.low, values.high);
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_permute4x64_epi64(quarters, 0xd8));
     }
+    static void store(std::uint32_t* to, Integers words) {
+        const auto eights = reinterpret_cast<__m256i*>(to);
+        _mm256_storeu_si256(eights, words.low);
+        _mm256_storeu_si256(eights + 1, words.high);
+    }
+    static Integers pair(Integers low, Integers high) {
+        const auto both = [](__m256i one, __m256i other) {
+            return _mm256_blend_epi16(one, _mm256_slli_epi32(other, 16), 0xaa);
+        };
+        return {both(low.low, high.low), both(low.high, high.high)};
+    }
     template <int shift, int bits>
     static Integers field(Integers words) {
         if constexpr (shift > 0) words = {_mm256_srli_epi16(words.low, shift), _mm256_srli_epi16(words.high, shift)};
@@ -224,6 +240,10 @@ struct Avx512Lanes {
     }
     static void store(std::int16_t* to, Integers values) {
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtepi32_epi16(values));
+    }
+    static void store(std::uint32_t* to, Integers words) { _mm512_storeu_si512(to, words); }
+    static Integers pair(Integers low, Integers high) {
+        return _mm512_mask_blend_epi16(0xaaaaaaaau, low, _mm512_slli_epi32(high, 16));
     }
     template <int shift, int bits>
     static Integers field(Integers words) {

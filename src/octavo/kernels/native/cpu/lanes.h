@@ -299,6 +299,12 @@ struct Avx512Floats {
 
 #endif
 
+// a where a < b, else b: so also b where one of them is NaN.
+template <class Floats>
+[[gnu::always_inline]] inline Floats smaller(Floats a, Floats b) {
+    return where_less(a, b, a, b);
+}
+
 // e^x for x up to 88: within 1.01 units in the last place, exactly 0 below -87.3365 (the logarithm of the smallest
 // normal number), NaN for NaN. The polynomial is that of Cephes' expf.
 template <class Floats>

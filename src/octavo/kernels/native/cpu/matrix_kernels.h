@@ -3,10 +3,11 @@
 
 #include <cstdint>
 #include <type_traits>
-#include <utility>
 
 #include "integer_lanes.h"
 #include "matrix.h"
+#include "rounding.h"
+#include "unrolled.h"
 
 namespace octavo {
 namespace {
@@ -16,18 +17,6 @@ constexpr int dense_block = 256;                  // columns whose products are 
 constexpr std::int64_t chunk_bytes = 512 * 1024;  // of encoded rows: they stay in the second-level cache
 constexpr std::int64_t prefetch_bytes = 2048;     // ahead in a panel
 constexpr std::int32_t infinity_bits = 0x7f800000;
-constexpr float smallest_row = 0x1p-100f;  // a row with no larger magnitude counts as zeros
-
-template <class Body, int... index>
-[[gnu::always_inline]] inline void unrolled_over(Body& body, std::integer_sequence<int, index...>) {
-    (body(std::integral_constant<int, index>{}), ...);
-}
-
-// Calls body(0), body(1), … with constants, so that arrays of registers stay registers.
-template <int count, class Body>
-[[gnu::always_inline]] inline void unrolled(Body body) {
-    unrolled_over(body, std::make_integer_sequence<int, count>{});
-}
 
 inline float float_of(std::int32_t bits) {
     float value;
@@ -64,24 +53,11 @@ typename Lanes::Floats load_unit(const InputForm& form, const float* inputs, std
     return Lanes::Floats::load(gathered);
 }
 
-// Inputs times `factor` are rounded to integers; integers times `scale` are the inputs again.
-struct Rounding {
-    float factor, scale;
-};
-
-inline Rounding rounding_for(std::int32_t largest_bits) {
-    constexpr float largest_integer = largest_input;
-    const float largest = float_of(largest_bits);
-    if (largest_bits >= infinity_bits) return {0.0f, __builtin_nanf("")};
-    if (largest < smallest_row) return {0.0f, 0.0f};
-    return {largest_integer / largest, largest / largest_integer};
-}
-
 template <class Lanes>
 void encode_integers(const InputForm& form, const float* inputs, std::int64_t row, Encoded& encoded) {
     const std::int32_t largest_bits = largest_magnitude_bits<Lanes>(inputs, form.columns);
     const bool finite = largest_bits < infinity_bits;
-    const Rounding rounding = rounding_for(largest_bits);
+    const Rounding rounding = rounding_for(float_of(largest_bits), largest_input);
     const auto zeros = Lanes::Floats::broadcast(0.0f), factor = Lanes::Floats::broadcast(rounding.factor);
     std::int16_t* integers = encoded.integers.data() + row * encoded.columns;
     std::int64_t column = 0;

@@ -1,6 +1,5 @@
-// What GPTQ spends its time on (docs/decisions/0006-native-library.md says how instruction sets are chosen): the sum
-// of x^T x over calibration inputs, and the codes of a weight, column after column. The same bits at every instruction
-// set and number of threads.
+// GPTQ's codes of a weight, column after column (docs/decisions/0006-native-library.md says how instruction sets are
+// chosen). The same bits at every instruction set and number of threads.
 #pragma once
 
 #include <cstdint>
@@ -9,13 +8,6 @@
 #include "pool.h"
 
 namespace octavo {
-
-// The Gram matrix is cut into panels of this many columns, and of each panel the rows down to its diagonal are kept.
-constexpr int gram_panel = 64;
-
-// Adds inputs^T inputs to `total` [columns][columns], in the panels on and above the diagonal; below it `total` is
-// left as it is. `inputs` is [tokens][columns].
-void add_gram(float* total, const float* inputs, std::int64_t tokens, std::int64_t columns, Pool& pool, Isa isa);
 
 // The grid of a group of weights, and the search for it: quantization/grid.py is the definition.
 struct GridRule {
@@ -49,11 +41,8 @@ void solve_columns(const SolverInput& input, const SolverOutput& output, Pool& p
 // Rows are independent of each other; they are solved in strips of this many.
 constexpr int strip_rows = 64;
 
-// What each instruction set brings; both are serial.
+// What each instruction set brings; it is serial.
 struct SolverKernels {
-    // The part `tiles` of the Gram matrix of packed[panel][token][gram_panel]; tile t(t + 1) / 2 + s, s <= t, has the
-    // rows of panel s in panel t.
-    void (*add_gram)(float* total, const float* packed, std::int64_t tokens, std::int64_t columns, Range tiles);
     void (*solve_strip)(const SolverInput& input, const SolverOutput& output, std::int64_t strip);
 };
 

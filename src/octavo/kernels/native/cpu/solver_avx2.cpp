@@ -4,6 +4,6 @@
 namespace octavo {
 
 extern const SolverKernels avx2_solver_kernels;
-const SolverKernels avx2_solver_kernels{add_gram_tiles<Avx2Floats>, solve_strip<Avx2Floats>};
+const SolverKernels avx2_solver_kernels{solve_strip<Avx2Floats>};
 
 }  // namespace octavo

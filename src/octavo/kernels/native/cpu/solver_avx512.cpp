@@ -4,6 +4,6 @@
 namespace octavo {
 
 extern const SolverKernels avx512_solver_kernels;
-const SolverKernels avx512_solver_kernels{add_gram_tiles<Avx512Floats>, solve_strip<Avx512Floats>};
+const SolverKernels avx512_solver_kernels{solve_strip<Avx512Floats>};
 
 }  // namespace octavo

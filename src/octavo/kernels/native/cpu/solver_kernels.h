@@ -6,7 +6,6 @@
 #include <cstring>
 
 #include "lanes.h"
-#include "matrix.h"
 #include "memory.h"
 #include "solver.h"
 
@@ -18,71 +17,11 @@ constexpr int strip_vectors = strip_rows / lane_count;
 constexpr float smallest_scale = 0x1p-14f;  // the smallest normal fp16
 constexpr float largest_scale = 65504.0f;   // the largest fp16
 
-// sums[line][v] = sum over tokens of left[token][line] * right[token][16 v …], `left` and `right` in panels.
-template <class Floats, int lines, int vectors>
-[[gnu::always_inline]] inline void gram_tile(const float* left, const float* right, std::int64_t tokens,
-                                             Floats (&sums)[lines][vectors]) {
-    for (int line = 0; line < lines; ++line) {
-        for (int v = 0; v < vectors; ++v) sums[line][v] = Floats::broadcast(0.0f);
-    }
-    for (std::int64_t token = 0; token < tokens; ++token, left += gram_panel, right += gram_panel) {
-        Floats columns[vectors];
-        for (int v = 0; v < vectors; ++v) columns[v] = Floats::load(right + v * lane_count);
-        for (int line = 0; line < lines; ++line) {
-            const Floats value = Floats::broadcast(left[line]);
-            for (int v = 0; v < vectors; ++v) sums[line][v] = multiply_add(value, columns[v], sums[line][v]);
-        }
-    }
-}
-
-// Adds the product of two packed panels to a square of `total`, of which `rows` rows and `columns` columns exist.
-template <class Floats>
-void add_gram_square(const float* left, const float* right, std::int64_t tokens, RowsAt<float> total,
-                     std::int64_t rows, std::int64_t columns) {
-    constexpr int lines = Floats::tile_lines, vectors = Floats::tile_vectors;
-    for (int line = 0; line < rows; line += lines) {
-        for (int column = 0; column < columns; column += vectors * lane_count) {
-            Floats sums[lines][vectors];
-            gram_tile(left + line, right + column, tokens, sums);
-            for (int i = 0; i < lines && line + i < rows; ++i) {
-                for (int v = 0; v < vectors; ++v) {
-                    const std::int64_t first = column + v * lane_count;
-                    const int count = static_cast<int>(std::clamp<std::int64_t>(columns - first, 0, lane_count));
-                    float* to = total[line + i] + first;
-                    if (count > 0) (Floats::load_first(to, count) + sums[i][v]).store_first(to, count);
-                }
-            }
-        }
-    }
-}
-
-template <class Floats>
-void add_gram_tiles(float* total, const float* packed, std::int64_t tokens, std::int64_t columns, Range tiles) {
-    const std::int64_t panels = (columns + gram_panel - 1) / gram_panel, panel_size = tokens * gram_panel;
-    const auto width_of = [&](std::int64_t panel) {
-        return std::min<std::int64_t>(gram_panel, columns - panel * gram_panel);
-    };
-    std::int64_t tile = 0;
-    for (std::int64_t right = 0; right < panels; ++right) {
-        for (std::int64_t left = 0; left <= right; ++left, ++tile) {
-            if (tile < tiles.begin || tile >= tiles.end) continue;
-            const RowsAt<float> square{total + left * gram_panel * columns + right * gram_panel, columns};
-            add_gram_square<Floats>(packed + left * panel_size, packed + right * panel_size, tokens, square,
-                                    width_of(left), width_of(right));
-        }
-    }
-}
-
 // To the nearest whole number, ties to even, for magnitudes below 2^22.
 template <class Floats>
 [[gnu::always_inline]] inline Floats rounded(Floats x) {
     const Floats shift = Floats::broadcast(12582912.0f);  // 1.5 * 2^23
     return (x + shift) - shift;
-}
-
-template <class Floats>
-[[gnu::always_inline]] inline Floats smaller(Floats a, Floats b) {
-    return where_less(a, b, a, b);
 }
 
 // A grid for each lane; codes go from `lowest` to `highest` steps around zero.

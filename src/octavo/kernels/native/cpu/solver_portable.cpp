@@ -4,6 +4,6 @@
 namespace octavo {
 
 extern const SolverKernels portable_solver_kernels;
-const SolverKernels portable_solver_kernels{add_gram_tiles<PortableFloats>, solve_strip<PortableFloats>};
+const SolverKernels portable_solver_kernels{solve_strip<PortableFloats>};
 
 }  // namespace octavo
