@@ -15,7 +15,7 @@ namespace {
 constexpr int pairs_of_unit = column_unit / 2;
 constexpr int dense_block = 256;                  // columns whose products are summed apart
 constexpr std::int64_t chunk_bytes = 512 * 1024;  // of encoded rows: they stay in the second-level cache
-constexpr std::int64_t prefetch_bytes = 2048;     // ahead in a panel
+constexpr std::int64_t fetched_ahead = 16 * 1024;  // bytes that a memory at full speed has under way
 constexpr std::int32_t infinity_bits = 0x7f800000;
 
 inline float float_of(std::int32_t bits) {
@@ -124,19 +124,46 @@ typename Lanes::Floats scales_of(const Matrix& matrix, std::int64_t panel, std::
     return Lanes::load_float16(matrix.scales.data() + (panel * matrix.form.segments() + segment) * panel_outputs);
 }
 
+// Has values brought into the second-level cache before they are needed: sums wait for nothing but arithmetic, while
+// memory goes on working. Where several tiles of rows pass over the same panels, only the first finds them in memory;
+// so each fetches its share of the panels that come next, one unit in `passes`.
+class Fetcher {
+public:
+    Fetcher(std::int64_t distance, int passes, int pass) : distance_(distance), passes_(passes), left_(pass) {}
+
+    // To be called for each unit of `panels` panels, `panel_bytes` apart, with the first's.
+    template <int panels, int unit_bytes>
+    [[gnu::always_inline]] void fetch(const std::uint8_t* unit, std::int64_t panel_bytes) {
+        if (left_-- > 0) return;
+        left_ = passes_ - 1;
+        unrolled<panels>([&](auto p) {
+            unrolled<unit_bytes / line_bytes>([&](auto line) {
+                __builtin_prefetch(unit + p * panel_bytes + distance_ + line * line_bytes, 0, second_level);
+            });
+        });
+    }
+
+private:
+    static constexpr int line_bytes = 64, second_level = 2;
+
+    const std::int64_t distance_;  // in bytes
+    const int passes_;
+    int left_;  // units until the next that is fetched
+};
+
 // Products of `rows` rows with `panels` panels of codes of `bits` bits.
 template <class Lanes, int bits>
 struct CodesTile {
     using Integers = typename Lanes::Integers;
     static constexpr int words_of_unit = bits / 2;    // of 32 bits, for each output
     static constexpr int fields_of_word = 16 / bits;  // a word is fields of two codes, one in each half
-    static constexpr std::int64_t unit_bytes = words_of_unit * 4 * panel_outputs;
+    static constexpr int unit_bytes = words_of_unit * 4 * panel_outputs;
 
     const Matrix& matrix;
     const Encoded& encoded;
 
     template <int rows, int panels>
-    void run(std::int64_t row, std::int64_t panel, RowsAt<float> outputs) const {
+    void run(std::int64_t row, std::int64_t panel, Fetcher fetcher, RowsAt<float> outputs) const {
         // Few rows leave registers free: more sums side by side hide the latency of the products.
         constexpr int strands = rows * panels >= 4 ? 1 : 4 / (rows * panels);
         alignas(64) float sums[panels][rows][panel_outputs] = {};
@@ -153,6 +180,7 @@ struct CodesTile {
             });
             const std::int64_t end = matrix.form.segment_ends[static_cast<std::size_t>(segment)];
             for (; column < end; column += column_unit, unit += unit_bytes) {
+                fetcher.fetch<panels, unit_bytes>(unit, strides.panel);
                 add_unit(unit, inputs + column, strides, products);
             }
             close(products, row, panel, segment, sums);
@@ -172,7 +200,6 @@ struct CodesTile {
     template <int panels, int rows, int strands>
     [[gnu::always_inline]] static void add_unit(const std::uint8_t* unit, const std::int16_t* inputs, Strides strides,
                                                 Integers (&products)[panels][rows][strands]) {
-        unrolled<panels>([&](auto p) { prefetch(unit + p * strides.panel); });
         unrolled<pairs_of_unit>([&](auto pair) {
             Integers codes[panels];
             unrolled<panels>([&](auto p) { codes[p] = codes_of<pair>(unit + p * strides.panel); });
@@ -209,22 +236,19 @@ struct CodesTile {
         const auto words = reinterpret_cast<const std::uint32_t*>(unit) + pair / fields_of_word * panel_outputs;
         return Lanes::template field<pair % fields_of_word * bits, bits>(Lanes::load(words));
     }
-
-    [[gnu::always_inline]] static void prefetch(const std::uint8_t* unit) {
-        unrolled<words_of_unit>([&](auto line) { __builtin_prefetch(unit + prefetch_bytes + line * 64); });
-    }
 };
 
 // Products of rows with panels of floats.
 template <class Lanes, Storage storage>
 struct DenseTile {
     using Value = std::conditional_t<storage == Storage::float32, float, std::uint16_t>;
+    static constexpr int unit_bytes = column_unit * panel_outputs * sizeof(Value);
 
     const Matrix& matrix;
     const Encoded& encoded;
 
     template <int rows, int panels>
-    void run(std::int64_t row, std::int64_t panel, RowsAt<float> outputs) const {
+    void run(std::int64_t row, std::int64_t panel, Fetcher fetcher, RowsAt<float> outputs) const {
         alignas(64) float sums[panels][rows][panel_outputs] = {};
         const std::int64_t columns = encoded.columns, panel_size = columns * panel_outputs;
         const Value* weights = reinterpret_cast<const Value*>(matrix.values.data()) + panel * panel_size;
@@ -236,11 +260,12 @@ struct DenseTile {
                 unrolled<rows>([&](auto r) { products[p][r] = Lanes::Floats::broadcast(0.0f); });
             });
             for (std::int64_t column = first; column < end; ++column, weights += panel_outputs) {
+                if (column % column_unit == 0) {
+                    fetcher.fetch<panels, unit_bytes>(reinterpret_cast<const std::uint8_t*>(weights),
+                                                      panel_size * sizeof(Value));
+                }
                 typename Lanes::Floats values[panels];
-                unrolled<panels>([&](auto p) {
-                    __builtin_prefetch(reinterpret_cast<const char*>(weights + p * panel_size) + prefetch_bytes);
-                    values[p] = load(weights + p * panel_size);
-                });
+                unrolled<panels>([&](auto p) { values[p] = load(weights + p * panel_size); });
                 unrolled<rows>([&](auto r) {
                     const auto input = Lanes::Floats::broadcast(inputs[r * columns + column]);
                     unrolled<panels>([&](auto p) {
@@ -266,12 +291,23 @@ struct DenseTile {
     }
 };
 
-// All rows with `panels` panels: as many at a time as the registers hold, then halves of that.
+// The tiles of at most `most` rows that some rows make: as many of the largest as fit, then halves of that.
+constexpr int passes_over(std::int64_t rows, int most) {
+    int passes = static_cast<int>(rows / most);
+    for (std::int64_t rest = rows % most; rest > 0; rest &= rest - 1) ++passes;
+    return passes;
+}
+
+// All rows with `panels` panels, in `passes` tiles of which this is number `pass`.
 template <int most, int panels, class Tile>
-void run_rows(const Tile& tile, Range rows, std::int64_t panel, RowsAt<float> outputs) {
-    for (; rows.size() >= most; rows.begin += most) tile.template run<most, panels>(rows.begin, panel, outputs);
+void run_rows(const Tile& tile, Range rows, std::int64_t panel, RowsAt<float> outputs, int passes, int pass = 0) {
+    const std::int64_t bytes = panels * tile.matrix.panel_bytes();
+    for (; rows.size() >= most; rows.begin += most, ++pass) {
+        const Fetcher fetcher(passes == 1 ? fetched_ahead : bytes, passes, pass);
+        tile.template run<most, panels>(rows.begin, panel, fetcher, outputs);
+    }
     if constexpr (most > 1) {
-        if (rows.size() > 0) run_rows<most / 2, panels>(tile, rows, panel, outputs);
+        if (rows.size() > 0) run_rows<most / 2, panels>(tile, rows, panel, outputs, passes, pass);
     }
 }
 
@@ -283,14 +319,15 @@ void run_tiles(const Tile& tile, std::int64_t row_bytes, Range rows, Range panel
     const std::int64_t chunk = fitting < 2 * most ? 2 * most : fitting;
     for (std::int64_t first = rows.begin; first < rows.end; first += chunk) {
         const Range some{first, rows.end - first < chunk ? rows.end : first + chunk};
+        const int passes = passes_over(some.size(), most);
         std::int64_t panel = panels.begin;
         if constexpr (Lanes::most_panels > 1) {
             // With fewer rows the weights come straight from memory, and one stream is faster than two.
             for (; some.size() >= most / 2 && panel + 2 <= panels.end; panel += 2) {
-                run_rows<most, 2>(tile, some, panel, outputs);
+                run_rows<most, 2>(tile, some, panel, outputs, passes);
             }
         }
-        for (; panel < panels.end; ++panel) run_rows<most, 1>(tile, some, panel, outputs);
+        for (; panel < panels.end; ++panel) run_rows<most, 1>(tile, some, panel, outputs, passes);
     }
 }
 
