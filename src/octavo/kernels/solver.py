@@ -1,7 +1,7 @@
 """GPTQ's inner loops on the CPU, in the native library: the sum of x^T x, and the codes of a weight.
 
-The definitions are `quantization.hessian` and `quantization.columns`; of the sum, whose inputs are rounded, it is in
-the tests. What is computed here is the same, to the last bit, on every processor and with any number of threads.
+The definitions are `quantization.hessian` and `quantization.columns`; the tests write out how the sum rounds its
+inputs. What is computed here is the same, to the last bit, on every processor and with any number of threads.
 """
 
 from dataclasses import dataclass
