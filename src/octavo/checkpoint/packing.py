@@ -6,6 +6,8 @@ that does not fill its last word (or three words) is padded with zero codes. Sou
 `quant_linear.py`, the layout that AutoGPTQ calls "gptq".
 """
 
+import math
+
 import torch
 from jaxtyping import Int32, Integer, UInt8
 from torch import Tensor
@@ -24,28 +26,37 @@ def packed_width(count: int, bits: int) -> int:
 def pack(codes: Integer[Tensor, "*rows count"], bits: int) -> Int32[Tensor, "*rows words"]:
     """Pack codes 0 … 2^bits - 1 along the last dimension."""
     count = codes.shape[-1]
-    padding = -count % CODES_PER_UNIT
-    units = torch.nn.functional.pad(codes.long(), (0, padding)).unflatten(-1, (-1, CODES_PER_UNIT))
-    words = torch.zeros(*units.shape[:-1], bits, dtype=torch.int64, device=codes.device)
-    for index in range(CODES_PER_UNIT):
-        word, offset = divmod(index * bits, 32)
-        words[..., word] |= (units[..., index] << offset) & 0xFFFFFFFF
-        if offset + bits > 32:
-            words[..., word + 1] |= units[..., index] >> (32 - offset)
-    signed = torch.where(words >= 2**31, words - 2**32, words)
-    return signed.to(torch.int32).flatten(-2)[..., : packed_width(count, bits)].contiguous()
+    padded = torch.nn.functional.pad(codes.to(torch.uint8), (0, -count % CODES_PER_UNIT))
+    run_codes, run_bytes = _run(bits)
+    runs = padded.unflatten(-1, (-1, run_codes))
+    packed = torch.zeros(*runs.shape[:-1], run_bytes, dtype=torch.uint8, device=codes.device)
+    for index in range(run_codes):
+        byte, offset = divmod(index * bits, 8)
+        packed[..., byte] |= runs[..., index] << offset
+        if offset + bits > 8:
+            packed[..., byte + 1] |= runs[..., index] >> (8 - offset)
+    words = packed.flatten(-2).view(torch.int32)  # little-endian, as every machine is that torch runs on
+    return words[..., : packed_width(count, bits)].contiguous()
 
 
 def unpack(words: Int32[Tensor, "*rows words"], bits: int, count: int) -> UInt8[Tensor, "*rows count"]:
     """The first `count` codes of packed words."""
-    padding = -words.shape[-1] % bits
-    units = torch.nn.functional.pad(words.long() & 0xFFFFFFFF, (0, padding)).unflatten(-1, (-1, bits))
-    codes = torch.empty(*units.shape[:-1], CODES_PER_UNIT, dtype=torch.uint8, device=words.device)
+    run_codes, run_bytes = _run(bits)
+    # A copy, for `contiguous` leaves a lone column as it is, whose stride no view takes.
+    packed = words.clone(memory_format=torch.contiguous_format).view(torch.uint8)
+    packed = torch.nn.functional.pad(packed, (0, -packed.shape[-1] % run_bytes)).unflatten(-1, (-1, run_bytes))
+    codes = torch.empty(*packed.shape[:-1], run_codes, dtype=torch.uint8, device=words.device)
     mask = 2**bits - 1
-    for index in range(CODES_PER_UNIT):
-        word, offset = divmod(index * bits, 32)
-        code = units[..., word] >> offset
-        if offset + bits > 32:
-            code = code | (units[..., word + 1] << (32 - offset))
+    for index in range(run_codes):
+        byte, offset = divmod(index * bits, 8)
+        code = packed[..., byte] >> offset
+        if offset + bits > 8:
+            code = code | (packed[..., byte + 1] << (8 - offset))
         codes[..., index] = code & mask
     return codes.flatten(-2)[..., :count].contiguous()
+
+
+def _run(bits: int) -> tuple[int, int]:
+    """The shortest run of codes that fills whole bytes, and these bytes."""
+    length = math.lcm(bits, 8)
+    return length // bits, length // 8

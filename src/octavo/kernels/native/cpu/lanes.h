@@ -108,6 +108,16 @@ struct PortableFloats {
             for (int i = 0; i < lane_count; ++i) to[column * stride + i] = rows[i][first + column];
         }
     }
+
+    // Sums of each lane in float64.
+    struct Doubles {
+        double lane[lane_count] = {};
+
+        void add(PortableFloats a) {
+            for (int i = 0; i < lane_count; ++i) lane[i] += static_cast<double>(a.lane[i]);
+        }
+        void store(double* to) const { std::memcpy(to, lane, sizeof lane); }
+    };
 };
 
 #if defined(__AVX2__) && defined(__FMA__)
@@ -219,6 +229,20 @@ struct Avx2Floats {
             row[i + 4] = _mm256_permute2f128_ps(quad[i], quad[i + 4], 0x31);
         }
     }
+
+    struct Doubles {
+        __m256d quarters[4] = {_mm256_setzero_pd(), _mm256_setzero_pd(), _mm256_setzero_pd(), _mm256_setzero_pd()};
+
+        void add(Avx2Floats a) {
+            quarters[0] = _mm256_add_pd(quarters[0], _mm256_cvtps_pd(_mm256_castps256_ps128(a.low)));
+            quarters[1] = _mm256_add_pd(quarters[1], _mm256_cvtps_pd(_mm256_extractf128_ps(a.low, 1)));
+            quarters[2] = _mm256_add_pd(quarters[2], _mm256_cvtps_pd(_mm256_castps256_ps128(a.high)));
+            quarters[3] = _mm256_add_pd(quarters[3], _mm256_cvtps_pd(_mm256_extractf128_ps(a.high, 1)));
+        }
+        void store(double* to) const {
+            for (int i = 0; i < 4; ++i) _mm256_storeu_pd(to + 4 * i, quarters[i]);
+        }
+    };
 };
 
 #endif
@@ -295,6 +319,20 @@ struct Avx512Floats {
             row[i + 12] = _mm512_shuffle_f32x4(odd_one, odd_two, 0xdd);
         }
     }
+
+    struct Doubles {
+        __m512d low = _mm512_setzero_pd(), high = _mm512_setzero_pd();
+
+        void add(Avx512Floats a) {
+            const Avx2Floats halves = a.halves();
+            low = _mm512_add_pd(low, _mm512_cvtps_pd(halves.low));
+            high = _mm512_add_pd(high, _mm512_cvtps_pd(halves.high));
+        }
+        void store(double* to) const {
+            _mm512_storeu_pd(to, low);
+            _mm512_storeu_pd(to + 8, high);
+        }
+    };
 };
 
 #endif

@@ -79,14 +79,13 @@ struct GroupMembers {
 // The squared rounding error of each row, weighted by column and summed in float64.
 template <class Floats>
 void rounding_errors(const GroupMembers& members, const LaneGrids<Floats>& grids, double (&errors)[lane_count]) {
-    std::fill(errors, errors + lane_count, 0.0);
+    typename Floats::Doubles sums;
     for (std::int64_t member = 0; member < members.count; ++member) {
         const Floats values = Floats::load(members[member]);
         const Floats change = grids.steps(values) * grids.scale - values;
-        float terms[lane_count];
-        (change * change * Floats::broadcast(members.importance[member])).store(terms);
-        for (int lane = 0; lane < lane_count; ++lane) errors[lane] += static_cast<double>(terms[lane]);
+        sums.add(change * change * Floats::broadcast(members.importance[member]));
     }
+    sums.store(errors);
 }
 
 // The best grid of each of sixteen rows.
