@@ -31,7 +31,10 @@ BITS, GROUP_SIZE, WINDOW = 8, 64, 2048
 PEER = Path(__file__).with_name("gptqmodel_peer.py")
 # GPTQModel 7.7.0 starts with one worker on two cores and then asks it for two.
 PEER_ENVIRONMENT = {"GPTQMODEL_CPU_WORKERS": "2"}
+# As the command does before torch is there.
 JOB = """
+import os
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import json, sys, time, torch
 from pathlib import Path
 from safetensors.torch import load_file

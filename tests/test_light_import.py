@@ -1,7 +1,10 @@
 """Importing Octavo does no work and loads nothing heavy; proved in fresh processes."""
 
+import os
 import subprocess
 import sys
+
+import pytest
 
 HEAVY = {"torch", "gguf", "fastapi", "nanobind", "triton", "transformers", "matplotlib"}
 
@@ -45,3 +48,27 @@ def test_help_loads_nothing_heavy():
 
 def test_what_is_loaded_late_and_deep_is_seen():
     assert {"typer", "json.decoder"} <= loaded_by("-c", "def job():\n    import typer, json\njob()")
+
+
+@pytest.mark.parametrize(("given", "expected"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
+def test_torch_finds_its_threads_told_to_sleep(given, expected):
+    """It reads the variable once, when it is loaded."""
+    code = """
+import contextlib, os, sys
+from octavo import cli
+
+class Watch:
+    def find_spec(self, name, path, target=None):
+        if name == "torch":
+            print(os.environ["OMP_WAIT_POLICY"])
+
+sys.meta_path.insert(0, Watch())
+sys.argv = ["octavo", "inspect", "nowhere"]
+with contextlib.suppress(SystemExit):
+    cli.main()
+"""
+    others = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**others, **given}
+    )
+    assert run.stdout.split() == [expected]

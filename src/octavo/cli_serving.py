@@ -1,7 +1,6 @@
 """The verbs `serve` and `chat` of the command line."""
 
 import contextlib
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -53,7 +52,6 @@ def serve(
     device: Device = "auto",
 ) -> None:
     """Serve MODELS to browsers, and to clients of OpenAI's API."""
-    let_idle_threads_sleep()
     from octavo.demo import demo_models
     from octavo.server.run import folders_by_name, serve
     from octavo.server.settings import ServerSettings
@@ -92,7 +90,6 @@ def chat(
     """Talk to MODEL. From a pipe, it answers what it reads and prints the answer only."""
     if kv_bits is not None and model.startswith(("http://", "https://")):
         raise UsageError(f"--kv-bits is for a model that runs here; how {model} keeps the past is its own affair")
-    let_idle_threads_sleep()
     from octavo.server.partners import ReplySettings, chat_partner
     from octavo.server.terminal import Terminal
 
@@ -104,14 +101,6 @@ def chat(
             terminal.run()
         else:
             terminal.answer_once(sys.stdin.read())
-
-
-def let_idle_threads_sleep() -> None:
-    """To be called before torch is imported: its threads spin for a while after each of their loops.
-
-    They do so on the cores that the native layers want: 16 replies at a time took three times as long.
-    """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def loader_for(

@@ -1,6 +1,5 @@
 """`octavo serve` as a process: it comes up, says where, ends on a signal, and refuses what it must."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -65,19 +64,6 @@ def test_other_ways_to_keep_the_past_are_refused(tmp_path, command, words):
         [*COMMAND[:-1], *given, "--kv-bits", "4"], input="", capture_output=True, text=True, check=False
     )
     assert run.returncode == 2 and words in run.stderr and run.stderr.count("\n") == 1
-
-
-def test_torch_is_told_to_let_its_threads_sleep_before_it_is_there():
-    code = (
-        "import os, sys; from octavo import cli_serving; cli_serving.let_idle_threads_sleep();"
-        "print('torch' in sys.modules, os.environ['OMP_WAIT_POLICY'])"
-    )
-    for given, expected in (({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")):
-        environment = {**{key: os.environ[key] for key in os.environ if key != "OMP_WAIT_POLICY"}, **given}
-        run = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
-        )
-        assert run.stdout == f"False {expected}\n"
 
 
 def test_addresses_of_others_without_a_key_are_refused(tmp_path):

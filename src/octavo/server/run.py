@@ -67,6 +67,7 @@ async def _serve(
         timeout_graceful_shutdown=5,
     )
     socket = config.bind_socket()
+    socket.listen(config.backlog)  # who comes before the server is up waits, and is not refused
     server = uvicorn.Server(config)
     host, port = socket.getsockname()[:2]
     listening(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")

@@ -14,6 +14,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "barrier.h"
+
 namespace octavo {
 
 // In the sources of each instruction set.
@@ -30,6 +32,7 @@ namespace {
 
 constexpr std::int64_t tile_bytes = 1024;  // a tile may reach that far beyond the last panel
 constexpr std::int64_t smallest_shared_work = 1 << 15;  // products below which waking threads costs more
+constexpr std::int64_t rows_at_once = 256;              // encoded rows that stay in the caches while they are used
 
 int bits_of(Storage storage) {
     switch (storage) {
@@ -255,23 +258,26 @@ const MatrixKernels& matrix_kernels(Isa isa) {
 void matmul(const Matrix& matrix, RowsAt<const float> inputs, RowsAt<float> outputs, std::int64_t rows, Pool& pool,
             Isa isa) {
     const MatrixKernels& kernels = matrix_kernels(isa);
-    Encoded encoded;
-    encoded.resize(matrix.form, rows);
-    const auto part_of_encoding = [&](int part, int parts) {
-        kernels.encode(matrix.form, inputs, share_of(rows, part, parts), encoded);
+    static thread_local Encoded kept;  // by the calling thread from call to call, so that it stays in the caches
+    Encoded& encoded = kept;
+    encoded.resize(matrix.form, std::min(rows, rows_at_once));
+    const bool shared = rows * matrix.form.columns * matrix.outputs >= smallest_shared_work;
+    Barrier barrier(shared ? pool.threads() : 1);
+    const auto work = [&](int part, int parts) {
+        for (std::int64_t first = 0; first < rows; first += rows_at_once) {
+            const std::int64_t count = std::min(rows_at_once, rows - first);
+            const RowsAt<const float> some{inputs[first], inputs.stride};
+            kernels.encode(matrix.form, some, share_of(count, part, parts), encoded);
+            barrier.wait();
+            kernels.multiply(matrix, encoded, {0, count}, share_of(matrix.panels(), part, parts),
+                             {outputs[first], outputs.stride});
+            if (first + count < rows) barrier.wait();
+        }
     };
-    const auto part_of_product = [&](int part, int parts) {
-        kernels.multiply(matrix, encoded, {0, rows}, share_of(matrix.panels(), part, parts), outputs);
-    };
-    if (rows * matrix.form.columns < smallest_shared_work) {
-        part_of_encoding(0, 1);
+    if (shared) {
+        pool.run(work);
     } else {
-        pool.run(part_of_encoding);
-    }
-    if (rows * matrix.form.columns * matrix.outputs < smallest_shared_work) {
-        part_of_product(0, 1);
-    } else {
-        pool.run(part_of_product);
+        work(0, 1);
     }
 }
 
