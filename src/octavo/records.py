@@ -59,6 +59,7 @@ class RunRecord:
     seconds_of_linear: dict[str, float]
     resumed: int
     machine: dict[str, Any]
+    processes: int = 1
     schema: int = SCHEMA_VERSION
 
 

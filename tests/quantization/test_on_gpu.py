@@ -1,11 +1,26 @@
-"""Products of halves against float64, on a CPU, where the same halves are multiplied in float32."""
+"""Products of halves against float64, and copies beside the work, on a CPU: a late lane stands in for a GPU's."""
+
+from collections.abc import Callable
 
 import pytest
 import torch
 
-from octavo.quantization.on_gpu import add_gram, halves, linear_of_halves, streamed
-from octavo.schemes import QuantScheme
+from octavo.quantization import blocks, pipeline
+from octavo.quantization.blocks import Observer
+from octavo.quantization.on_gpu import (
+    Arrival,
+    Lane,
+    Streamed,
+    add_gram,
+    halves,
+    lane_to,
+    linear_of_halves,
+)
+from octavo.quantization.pipeline import Destination, quantize_folder
+from octavo.quantization.recipe import Recipe
+from octavo.schemes import QuantScheme, SchemePlan
 from octavo.weights import DenseWeight, QuantizedWeight, dequantize, sequential_groups
+from small_models import small_calibration, write_model
 
 CPU = torch.device("cpu")
 ROUNDING = 2.0**-11  # of a number that becomes a half
@@ -56,7 +71,77 @@ def test_a_linear_of_halves_is_close_to_the_exact_one(quantized):
     assert bool(((got - expected).norm(dim=1) / expected.norm(dim=1) < 2 * ROUNDING).all())
 
 
-def test_states_stay_where_they_are_on_a_cpu():
-    states = [torch.zeros(2, 3)]
-    with streamed(states, CPU) as here:
-        assert here is states
+class LateLane(Lane):
+    """Stands in for a GPU's: what is copied holds NaN until the moment that the lane promises it for."""
+
+    def __init__(self) -> None:
+        self.going_home: list[Callable[[], None]] = []
+        self.coming: dict[int, Callable[[], None]] = {}
+
+    def fetch(self, values: torch.Tensor) -> Arrival:
+        self.settle()  # what was sent home before is there, for the device that fetches; the host learns nothing
+        late, copy = self._late_copy(values)
+        self.coming[id(late)] = copy
+        return Arrival(late)
+
+    def take(self, arrival: Arrival) -> torch.Tensor:
+        self.coming.pop(id(arrival.values))()
+        return arrival.values
+
+    def send_home(self, values: torch.Tensor) -> torch.Tensor:
+        late, copy = self._late_copy(values)
+        self.going_home.append(copy)
+        return late
+
+    def settle(self) -> None:
+        while self.going_home:
+            self.going_home.pop(0)()
+
+    @staticmethod
+    def _late_copy(values: torch.Tensor) -> tuple[torch.Tensor, Callable[[], None]]:
+        late = torch.full_like(values, float("nan") if values.is_floating_point() else 77)
+        return late, lambda: late.copy_(values)
+
+
+def test_states_are_read_when_they_have_come_and_written_when_they_are_made():
+    first = [torch.full((2, 3), float(number)) for number in range(4)]
+    states, lane = list(first), LateLane()
+    streamed = Streamed(states, lane)
+    for number in range(len(streamed)):
+        streamed[number] = streamed[number] + 10
+    assert [float(state[0, 0]) for state in streamed] == [10, 11, 12, 13]
+    for number in range(len(streamed)):
+        streamed[number] = streamed[number] * 2
+    assert bool(states[3].isnan().all())  # nobody may read it yet
+    streamed.settle()
+    assert [float(state[0, 0]) for state in states] == [20, 22, 24, 26]
+    assert [float(state[0, 0]) for state in first] == [0, 1, 2, 3]  # these may still be on their way to the disk
+
+
+def test_a_state_that_is_replaced_is_not_taken_from_a_former_copy():
+    streamed = Streamed([torch.zeros(1, 1), torch.ones(1, 1)], LateLane())
+    assert float(streamed[0]) == 0  # sends state 1 on its way
+    streamed[1] = torch.full((1, 1), 5.0)
+    assert float(streamed[1]) == 5
+
+
+def test_a_job_beside_which_everything_is_copied_gives_what_one_gives_that_copies_nothing(tmp_path, monkeypatch):
+    source = write_model(tmp_path / "model")
+    recipe = Recipe(SchemePlan(QuantScheme(4, 16, symmetric=False)), act_order="group")
+    written = []
+    for copies in (False, True):
+        if copies:
+            for module in (blocks, pipeline):
+                monkeypatch.setattr(module, "lane_to", lambda device: LateLane())
+        target = Destination(tmp_path / str(copies))
+        quantize_folder(source, target, recipe, small_calibration(), CPU, Observer())
+        written.append({path.name: path.read_bytes() for path in target.folder.iterdir()})
+    for files in written:
+        files.pop("octavo-run.json")
+    assert written[0] == written[1]
+
+
+def test_nothing_is_copied_on_a_cpu():
+    lane, values = lane_to(CPU), torch.zeros(2, 3)
+    assert lane.take(lane.fetch(values)) is values
+    assert lane.send_home(values) is values

@@ -7,6 +7,7 @@ run time ("true sequential").
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import torch
@@ -32,9 +33,9 @@ from octavo.quantization.calibration import Calibration
 from octavo.quantization.crew import Crew
 from octavo.quantization.forward import Kept, attend, gate, normalize
 from octavo.quantization.gptq import factor_hessian, round_to_nearest, row_errors, solve
-from octavo.quantization.hessian import hessian_of
+from octavo.quantization.hessian import PartialSum, mean_of, partial_sums
 from octavo.quantization.journal import Samples
-from octavo.quantization.on_gpu import Streamed, linear_of_halves
+from octavo.quantization.on_gpu import Streamed, lane_to, linear_of_halves
 from octavo.quantization.recipe import Recipe
 from octavo.records import LinearRecord, QuantizationRecord
 from octavo.schemes import Layout, QuantScheme
@@ -43,7 +44,8 @@ from octavo.weights import DenseWeight, QuantizedWeight, Weight
 # Linears of a stage see the same input and share a Hessian; engines fuse them, so they share a scheme too.
 STAGES = (("query", "key", "value"), ("output",), ("gate", "up"), ("down",))
 SOLVE_DTYPE = torch.float32
-ROWS_AT_ONCE = 256  # of gates and ups, so that they stay in the caches; no effect on the result
+# Of gates and ups: so few that they stay in a processor's caches, so many that a GPU is busy.
+ROWS_AT_ONCE = {"cpu": 256, "cuda": 2048}
 
 
 class Observer:
@@ -85,6 +87,7 @@ class UnitSolver:
 
     def __init__(self, job: Job) -> None:
         self.job = job
+        self.lane = lane_to(job.device)  # of weights and codes; hidden states have their own
         self.tensors: dict[str, Tensor] = {}
         self.linears: list[LinearRecord] = []
         self.seconds: dict[str, float] = {}
@@ -101,31 +104,43 @@ class UnitSolver:
         """Solve linears that see the same `inputs` together; their codes, stacked in the order of `weights`."""
         started = time.perf_counter()
         heights = [weight.shape[0] for weight in weights.values()]
-        dense = torch.cat([weight.values.to(self.job.device, SOLVE_DTYPE) for weight in weights.values()])
+        # Weights are read from their files, and copied, while the Hessian is summed.
+        with ThreadPoolExecutor(max_workers=1) as reader:
+            coming = [reader.submit(self.lane.fetch, weight.values) for weight in weights.values()]
+            sums = self._sums_of(inputs)
+        dense = torch.cat([self.lane.take(weight.result()).to(SOLVE_DTYPE) for weight in coming])
         losses: list[float | None] = [None] * len(weights)
         damping = None
         if self.job.recipe.method == "rtn":
             solved = round_to_nearest(dense, scheme, smallest_zero(self.job.layout))
+        elif self.job.crew.leads:
+            hessian = mean_of(sums, " and ".join(weights))
+            solved, damping = self._solve(dense, hessian, scheme)
+            errors = row_errors(dense, solved, hessian)
+            losses = [float(part.sum()) for part in errors.split(heights)]
+            self.job.crew.send_codes(solved)
         else:
-            recipe, crew = self.job.recipe, self.job.crew
-            hessian = crew.mean(hessian_of(inputs, " and ".join(weights)))
-            if crew.leads:
-                factored = factor_hessian(hessian, recipe.damping, recipe.act_order)
-                solved = solve(dense, factored, scheme, recipe, smallest_zero(self.job.layout))
-                errors = row_errors(dense, solved, hessian)
-                losses = [float(part.sum()) for part in errors.split(heights)]
-                damping = factored.damping
-                crew.send_codes(solved)
-            else:
-                solved = crew.receive_codes((len(dense), dense.shape[1]), scheme)
+            solved = self.job.crew.receive_codes((len(dense), dense.shape[1]), scheme)
         seconds = (time.perf_counter() - started) / len(dense)
         for name, weight, loss in zip(weights, _split(solved, heights), losses, strict=True):
-            self.tensors |= encode_linear(name, weight, self.job.layout)
+            encoded = encode_linear(name, weight, self.job.layout)
+            self.tensors |= {part: self.lane.send_home(tensor) for part, tensor in encoded.items()}
             record = LinearRecord(name, scheme.bits, scheme.group_size, scheme.symmetric, loss, damping)
             self.linears.append(record)
             self.seconds[name] = seconds * weight.shape[0]
             self.job.observer.linear_solved(record, self.seconds[name])
         return solved
+
+    def _sums_of(self, inputs: Iterable[Tensor]) -> list[PartialSum]:
+        """x^T x over the windows of all processes, where it is asked for."""
+        crew = self.job.crew
+        return [] if self.job.recipe.method == "rtn" else crew.joined(partial_sums(inputs, crew.runs[crew.number]))
+
+    def _solve(self, dense: Tensor, hessian: Tensor, scheme: QuantScheme) -> tuple[QuantizedWeight, float]:
+        """The codes of a weight, and the damping that they took."""
+        recipe = self.job.recipe
+        factored = factor_hessian(hessian, recipe.damping, recipe.act_order)
+        return solve(dense, factored, scheme, recipe, smallest_zero(self.job.layout)), factored.damping
 
 
 def _split(stacked: QuantizedWeight, heights: list[int]) -> Iterator[QuantizedWeight]:
@@ -135,7 +150,7 @@ def _split(stacked: QuantizedWeight, heights: list[int]) -> Iterator[QuantizedWe
         yield replace(stacked, codes=codes, scales=scales, zeros=zeros)
 
 
-def quantize_block(job: Job, solver: UnitSolver, layer: int, samples: Samples | Streamed) -> None:
+def quantize_block(job: Job, solver: UnitSolver, layer: int, samples: Streamed) -> None:
     """Solve a decoder block stage by stage; `samples` become its outputs, computed from the quantized weights.
 
     Each tensor is replaced, not written to: the former ones may still be on their way to the disk.
@@ -173,7 +188,7 @@ def quantize_block(job: Job, solver: UnitSolver, layer: int, samples: Samples | 
     gates = _solve_stage(job, solver, layer, STAGES[2], (normed("mlp_norm", n) for n in windows))
 
     def activate(window: int) -> Tensor:
-        rows = samples[window].split(ROWS_AT_ONCE)
+        rows = samples[window].split(ROWS_AT_ONCE[job.device.type])
         return torch.cat([gate(gates(normalize(part, placed["mlp_norm"], config.norm_epsilon))) for part in rows])
 
     activated = Kept(activate, len(samples))
@@ -208,7 +223,7 @@ def _solve_stage(
     return make_linear(stacked, bias, job.device, SOLVE_DTYPE)
 
 
-def quantize_head(job: Job, solver: UnitSolver, samples: Samples | Streamed) -> None:
+def quantize_head(job: Job, solver: UnitSolver, samples: Streamed) -> None:
     """The final norm, and the output head where it is not the embedding itself."""
     config = job.source.config
     norm = job.source.vector(f"{FINAL_NORM}.weight", (config.hidden_size,))

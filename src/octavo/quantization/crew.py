@@ -1,8 +1,8 @@
 """Several processes that calibrate together, started by `torchrun`: each has its windows, the first leads.
 
-Hidden states of a window stay with its process. Hessians go to the leader, which adds them up in the order of
-processes, solves, and sends the codes back; it alone writes. So float32 sums are in another order than in one
-process: a code that lies between two others may turn, and no more (tests/quantization/test_crew.py).
+Hidden states of a window stay with its process. Sums of x^T x go to the leader, which joins them as one process
+would (`hessian`), solves, and sends the codes back; it alone writes. The result is that of one process, byte for
+byte.
 """
 
 import json
@@ -10,27 +10,42 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Float
 from torch import Tensor
 
 from octavo.errors import UsageError
+from octavo.quantization.hessian import PartialSum, Run, append
 from octavo.quantization.journal import Samples
 from octavo.schemes import QuantScheme
 from octavo.weights import QuantizedWeight
 
 LEADER = 0
+MOST_RUNS = 8  # so many processes can share a job; each two of them cost the memory of one more Hessian
+
+
+def dealt(windows: int, processes: int) -> tuple[tuple[Run, ...], ...]:
+    """The runs of windows of each process: the same runs for any number of them, neighbours together."""
+    runs = [Run(number, count) for number, count in enumerate(_evenly(windows, max(1, min(windows, MOST_RUNS))))]
+    ends = list(accumulate(_evenly(len(runs), processes)))
+    return tuple(tuple(runs[start:end]) for start, end in pairwise((0, *ends)))
+
+
+def _evenly(things: int, parts: int) -> list[int]:
+    """How many of some things each part gets; the first ones get one more where that does not come out even."""
+    each, more = divmod(things, parts)
+    return [each + (part < more) for part in range(parts)]
 
 
 @dataclass(frozen=True)
 class Crew:
-    """The processes of a job, by how many windows each has; `number` is this one's, `device` where it works."""
+    """The processes of a job, by the runs of windows of each; `number` is this one's, `device` where it works."""
 
     number: int
-    windows: tuple[int, ...]
+    runs: tuple[tuple[Run, ...], ...]
     device: torch.device
 
     @property
@@ -39,7 +54,12 @@ class Crew:
 
     @property
     def others(self) -> range:
-        return range(1, len(self.windows))
+        return range(1, len(self.runs))
+
+    @property
+    def windows(self) -> tuple[int, ...]:
+        """How many windows each process has."""
+        return tuple(sum(run.windows for run in runs) for runs in self.runs)
 
     @property
     def mine(self) -> slice:
@@ -60,17 +80,28 @@ class Crew:
         value: dict[str, Any] = json.loads(bytes(self._received((size,), torch.uint8, LEADER).tolist()))
         return value
 
-    def mean(self, hessian: Float[Tensor, "columns columns"]) -> Float[Tensor, "columns columns"]:
-        """The mean over all windows, at the leader, of the means over each process' own; elsewhere its own."""
+    def joined(self, sums: list[PartialSum]) -> list[PartialSum]:
+        """Sums over all windows, at the leader; elsewhere those over the process' own, which were sent to it."""
         if not self.leads:
-            dist.send(hessian, LEADER)
-            return hessian
-        if not self.others:
-            return hessian
-        total = hessian * self.windows[LEADER]
+            self._send_sums(sums)
+            return sums
         for other in self.others:
-            total.add_(self._received(hessian.shape, hessian.dtype, other), alpha=self.windows[other])
-        return total.div_(sum(self.windows))
+            for received in self._received_sums(other):
+                append(sums, received)
+        return sums
+
+    def _send_sums(self, sums: list[PartialSum]) -> None:
+        places = [(part.level, part.index, part.tokens, len(part.total)) for part in sums]
+        dist.send(torch.tensor([len(sums)], device=self.device), LEADER)
+        dist.send(torch.tensor(places, device=self.device), LEADER)
+        for part in sums:
+            dist.send(part.total, LEADER)
+
+    def _received_sums(self, sender: int) -> Iterator[PartialSum]:
+        count = int(self._received((1,), torch.int64, sender))
+        places: list[list[int]] = self._received((count, 4), torch.int64, sender).tolist()
+        for level, index, tokens, columns in places:
+            yield PartialSum(level, index, tokens, self._received((columns, columns), torch.float32, sender))
 
     def send_codes(self, weight: QuantizedWeight) -> None:
         """Give the others what was solved."""
@@ -123,22 +154,22 @@ class Crew:
 def joined(device: torch.device, windows: int) -> Iterator[Crew]:
     """The crew that this process was started in by `torchrun`, else this process alone.
 
-    A job without windows, or with fewer of them than processes, is a UsageError where there are several.
+    A job without windows, or with fewer runs of them than processes, is a UsageError where there are several.
     """
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
-        yield Crew(LEADER, (windows,), device)
+        yield Crew(LEADER, dealt(windows, 1), device)
         return
-    if windows < count:
+    if windows < count or count > MOST_RUNS:
         raise UsageError(
-            f"{count} processes cannot share {windows} calibration windows; start fewer, or without torchrun"
+            f"{count} processes cannot share {windows} calibration windows, at most {MOST_RUNS} can, "
+            "and each needs one; start fewer, or without torchrun"
         )
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
-        each, more = divmod(windows, count)
-        yield Crew(dist.get_rank(), tuple(each + (number < more) for number in range(count)), device)
+        yield Crew(dist.get_rank(), dealt(windows, count), device)
     finally:
         dist.destroy_process_group()

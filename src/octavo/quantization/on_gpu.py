@@ -1,11 +1,11 @@
-"""What a quantization does otherwise on a GPU: products of halves, and hidden states that wait in host memory.
+"""What a quantization does otherwise on a GPU: products of halves, and copies to and fro beside the work.
 
 Inference rounds what enters a product to half precision, so calibration loses nothing by doing the same, and the
 matrix units are ten times as fast on halves as on float32. Sums, norms and the hidden states stay float32.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Float16, Float32
@@ -57,18 +57,83 @@ def product_of_halves(
     return left.float() @ right.float()
 
 
+@dataclass(frozen=True)
+class Arrival:
+    """Values on their way to where the work is done; `come` happens there when they have arrived."""
+
+    values: Tensor
+    come: torch.cuda.Event | None = None
+
+
+class Lane:
+    """Carries values between host memory and the device that works; this one is a CPU's, where both are one."""
+
+    def fetch(self, values: Tensor) -> Arrival:
+        """Send values in host memory to the device, after all that was sent home before; from any thread."""
+        return Arrival(values)
+
+    def take(self, arrival: Arrival) -> Tensor:
+        """What was fetched, for work that is given to the device from now on."""
+        return arrival.values
+
+    def send_home(self, values: Tensor) -> Tensor:
+        """Values that work on the device makes, in host memory; they are there when `settle` returns."""
+        return values
+
+    def settle(self) -> None:
+        """Return when everything that was sent home is there."""
+
+
+class CudaLane(Lane):
+    """Copies run beside the work, on a stream for each direction; what comes home lies in pinned memory."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._out, self._home = (torch.cuda.Stream(device) for _ in range(2))
+
+    def fetch(self, values: Tensor) -> Arrival:
+        self._out.wait_stream(self._home)
+        with torch.cuda.stream(self._out):
+            fetched = values.to(self._device, non_blocking=True)
+            come = torch.cuda.Event()
+            come.record()
+        return Arrival(fetched, come)
+
+    def take(self, arrival: Arrival) -> Tensor:
+        assert arrival.come is not None, "it was fetched by another lane"
+        work = torch.cuda.current_stream(self._device)
+        work.wait_event(arrival.come)
+        arrival.values.record_stream(work)
+        return arrival.values
+
+    def send_home(self, values: Tensor) -> Tensor:
+        kept = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+        self._home.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._home):
+            kept.copy_(values, non_blocking=True)
+        values.record_stream(self._home)
+        return kept
+
+    def settle(self) -> None:
+        self._home.synchronize()
+
+
+def lane_to(device: torch.device) -> Lane:
+    """A lane of one's own to a device."""
+    return CudaLane(device) if device.type == "cuda" else Lane()
+
+
 class Streamed:
     """Hidden states that lie in host memory: read, one is on the device, and the next on its way there.
 
-    Copies run beside the work on a stream of their own. What is assigned goes to memory of its own, for the former
-    state may still be on its way to the disk.
+    What is assigned goes to memory of its own, for the former state may still be on its way to the disk; `settle`
+    returns when all are there.
     """
 
-    def __init__(self, states: Samples, device: torch.device) -> None:
+    def __init__(self, states: Samples, lane: Lane) -> None:
         self._states = states
-        self._device = device
-        self._copies = torch.cuda.Stream(device)
-        self._arriving: dict[int, tuple[Tensor, torch.cuda.Event]] = {}
+        self._lane = lane
+        self._coming: dict[int, Arrival] = {}
 
     def __len__(self) -> int:
         return len(self._states)
@@ -78,42 +143,17 @@ class Streamed:
 
     def __getitem__(self, number: int) -> Tensor:
         self._fetch(number)
-        state, arrived = self._arriving.pop(number)
+        state = self._lane.take(self._coming.pop(number))
         self._fetch((number + 1) % len(self))
-        here = torch.cuda.current_stream(self._device)
-        here.wait_event(arrived)
-        state.record_stream(here)
         return state
 
     def __setitem__(self, number: int, state: Tensor) -> None:
-        self._arriving.pop(number, None)
-        kept = torch.empty(state.shape, dtype=state.dtype, pin_memory=True)
-        self._copies.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(self._copies):
-            kept.copy_(state, non_blocking=True)
-        state.record_stream(self._copies)
-        self._states[number] = kept
+        self._coming.pop(number, None)
+        self._states[number] = self._lane.send_home(state)
 
     def settle(self) -> None:
-        """Return when all states are in host memory."""
-        self._copies.synchronize()
+        self._lane.settle()
 
     def _fetch(self, number: int) -> None:
-        if number in self._arriving:
-            return
-        with torch.cuda.stream(self._copies):
-            state = self._states[number].to(self._device, non_blocking=True)
-            arrived = torch.cuda.Event()
-            arrived.record()
-        self._arriving[number] = state, arrived
-
-
-@contextmanager
-def streamed(states: Samples, device: torch.device) -> Iterator[Samples | Streamed]:
-    """The states for work on a device: themselves on a CPU; assignments reach `states` when this ends."""
-    if device.type != "cuda":
-        yield states
-        return
-    moving = Streamed(states, device)
-    yield moving
-    moving.settle()
+        if number not in self._coming:
+            self._coming[number] = self._lane.fetch(self._states[number])

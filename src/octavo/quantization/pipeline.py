@@ -54,7 +54,7 @@ from octavo.quantization.journal import (
     prepare_folder,
     record_from,
 )
-from octavo.quantization.on_gpu import streamed
+from octavo.quantization.on_gpu import Streamed, lane_to
 from octavo.quantization.recipe import Recipe
 from octavo.records import (
     QUANTIZATION_RECORD,
@@ -179,13 +179,14 @@ def _solve_unit(job: Job, number: int, samples: Samples, calibration: Calibratio
         solver.add_dense(f"{EMBEDDING}.weight", job.source.vector(*embedding_tensor(job.source)))
     elif number <= layers:
         name = block_prefix(number - 1)
-        with streamed(samples, job.device) as states:
-            quantize_block(job, solver, number - 1, states)
+        states = Streamed(samples, lane_to(job.device))
+        quantize_block(job, solver, number - 1, states)
+        states.settle()
     else:
         name = "head"
-        with streamed(samples, job.device) as states:
-            quantize_head(job, solver, states)
+        quantize_head(job, solver, Streamed(samples, lane_to(job.device)))
         samples.clear()
+    solver.lane.settle()
     seconds = time.perf_counter() - started
     return name, Unit(solver.tensors, list(samples), solver.linears, seconds, solver.seconds)
 
@@ -275,7 +276,6 @@ def _inputs(job: Job, destination: Destination, calibration: Calibration | None)
         "layout": destination.layout,
         "max_shard_size": destination.max_shard_size,
         "machine": describe_machine(str(job.device)),
-        **({"processes": len(job.crew.windows)} if job.crew.others else {}),
     }
 
 
@@ -327,6 +327,7 @@ def _finish(job: Job, journal: Journal, inputs: dict[str, Any]) -> QuantizationR
         seconds_of_linear=progress.seconds_of_linear,
         resumed=progress.resumed,
         machine=inputs["machine"],
+        processes=len(job.crew.runs),
     )
     write_json(folder / RUN_RECORD, as_json(run))
     write_json(folder / QUANTIZATION_RECORD, as_json(record))
