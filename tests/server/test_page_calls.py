@@ -7,6 +7,7 @@ import pytest
 from octavo.errors import EngineError
 from octavo.runtime.reading import Reader
 from octavo.server import page_writing
+from octavo.server.errors import ApiError
 from serving import bytewise_model, events_of, running, vicuna_stories, wait_until
 
 STORY = "Once upon a time"
@@ -104,6 +105,52 @@ def test_a_comparison_that_breaks_says_so_and_gives_its_place_back(server, monke
     for _ in range(page_writing.MOST_READERS + 1):
         text = server.post("/page/compare", body).text
         assert "it broke" in text and "[DONE]" not in text
+
+
+def test_comparisons_wait_for_a_place_before_they_take_memory(server, monkeypatch):
+    """All that come at once: those without a place are turned away with 429, and make no cache."""
+    free, begun, made = threading.Event(), [], []
+    make, read = Reader.__init__, Reader.read
+
+    def counted(reader, *arguments):
+        made.append(reader)
+        make(reader, *arguments)
+
+    def held(reader, tokens):
+        begun.append(reader)
+        free.wait(60)
+        return read(reader, tokens)
+
+    monkeypatch.setattr(Reader, "__init__", counted)
+    monkeypatch.setattr(Reader, "read", held)
+    body = {"model": "stories", "second": "stories", "prompt": STORY, "max_tokens": 2}
+    answers = []
+    threads = [
+        threading.Thread(target=lambda: answers.append(server.post("/page/compare", body)))
+        for _ in range(page_writing.MOST_READERS)
+    ]
+    for thread in threads:
+        thread.start()
+    wait_until(lambda: len(begun) == page_writing.MOST_READERS)
+    assert refusal(server.post("/page/compare", body)) == (429, "queue_full")
+    free.set()
+    for thread in threads:
+        thread.join()
+    assert all(answer.text.endswith("data: [DONE]\n\n") for answer in answers)
+    assert len(made) == 2 * page_writing.MOST_READERS
+
+
+def test_a_comparison_that_lost_its_place_ends_with_the_reason(server, monkeypatch):
+    monkeypatch.setattr(page_writing.Workbench, "refuse_if_full", lambda bench: None)
+    monkeypatch.setattr(page_writing, "LONGEST_TEXT", 4096)
+
+    def full(bench):
+        raise ApiError(429, "all taken", "queue_full")
+
+    monkeypatch.setattr(page_writing.Workbench, "seat", full)
+    body = {"model": "stories", "second": "stories", "prompt": STORY, "max_tokens": 2}
+    (event,) = events_of(server.post("/page/compare", body).text)
+    assert event["error"]["code"] == "queue_full"
 
 
 def test_models_are_described(server):

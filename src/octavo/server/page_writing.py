@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -84,21 +84,30 @@ class Workbench:
     @contextlib.contextmanager
     def seat(self) -> Iterator[None]:
         """A place for one more; ApiError where all are taken."""
-        if self.readers >= MOST_READERS:
-            message = f"{self.readers} texts are being compared or looked at; try again"
-            raise ApiError(429, message, "queue_full", headers=RETRY)
+        self.refuse_if_full()
         self.readers += 1
         try:
             yield
         finally:
             self.readers -= 1
 
+    def refuse_if_full(self) -> None:
+        """ApiError where all places are taken."""
+        if self.readers >= MOST_READERS:
+            message = f"{self.readers} texts are being compared or looked at; try again"
+            raise ApiError(429, message, "queue_full", headers=RETRY)
+
     def reader(self, served: ServedModel, length: int) -> Reader:
-        """A reader that takes turns with the engines; ApiError for a text that is too long for this."""
-        if length > LONGEST_TEXT:
-            message = f"{length} tokens are more than the {LONGEST_TEXT} that are looked at; shorten the text"
-            raise ApiError(400, message, "context_length_exceeded", "prompt")
+        """A reader that takes turns with the engines, to be made in a seat: its cache is its own."""
         return Reader(served.engine.model, length, self.kitchen.shelf.turn)
+
+
+def refuse_too_long(length: int, *models: ServedModel) -> None:
+    """ApiError for a text of more tokens than are looked at outside of the engines, or than a model can read."""
+    longest = min(LONGEST_TEXT, *(served.engine.model.config.context for served in models))
+    if length > longest:
+        message = f"{length} tokens are more than the {longest} that can be looked at; shorten the text"
+        raise ApiError(400, message, "context_length_exceeded", "prompt")
 
 
 async def write(body: WriteRequest, http: HttpRequest, kitchen: Kitchen) -> Response:
@@ -122,22 +131,26 @@ async def _pieces(
     replies: Replies, prompt_tokens: int, served: ServedModel, kitchen: Kitchen
 ) -> AsyncIterator[dict[str, Any]]:
     watch = kitchen.metrics.watch(served.name)
-    yield {"prompt_tokens": prompt_tokens}
-    async for update in replies.updates():
-        for _ in update.piece.tokens[:1]:
-            watch.token(update.index)
-        if update.piece.text or update.piece.tokens:
-            yield _piece(update.piece, served.tokenizer)
-        if update.finish_reason is not None:
-            usage = Usage(prompt_tokens, replies.tokens_written)
-            watch.finished(usage)
-            yield {"finish_reason": update.finish_reason, "usage": usage.body}
+    try:
+        yield {"prompt_tokens": prompt_tokens}
+        async for update in replies.updates():
+            if update.piece.tokens:
+                watch.token(update.index)
+            if update.piece.text or update.piece.tokens:
+                yield _piece(update.piece, served.tokenizer)
+            if update.finish_reason is not None:
+                usage = Usage(prompt_tokens, replies.tokens_written)
+                watch.finished(usage)
+                yield {"finish_reason": update.finish_reason, "usage": usage.body}
+    finally:
+        replies.close()  # a client may leave before the first update is waited for
 
 
 async def next_tokens(body: NextTokensRequest, bench: Workbench) -> dict[str, Any]:
     """What may come next, before and after the samplers."""
     served = bench.kitchen.shelf.get(body.model)
     ids = await asyncio.to_thread(body.ids, served)
+    refuse_too_long(len(ids), served)
     with bench.seat():
         reader = bench.reader(served, len(ids))
         logits = await asyncio.to_thread(reader.read, ids)
@@ -161,17 +174,23 @@ async def compare(body: CompareRequest, bench: Workbench) -> Response:
         message = "the two models have different tokenizers, so their predictions cannot be compared"
         raise ApiError(400, message, "invalid_value", "second")
     ids = await asyncio.to_thread(body.ids, first)
-    readers = [bench.reader(served, len(ids) + body.max_tokens) for served in (first, second)]
-    steps = compared_tokens(readers[0], readers[1], ids, body.sampling, frozenset(first.tokenizer.eos_ids))
+    refuse_too_long(len(ids) + body.max_tokens, first, second)
+    bench.refuse_if_full()
+
+    def steps() -> Iterator[ComparedToken]:
+        readers = [bench.reader(served, len(ids) + body.max_tokens) for served in (first, second)]
+        return compared_tokens(readers[0], readers[1], ids, body.sampling, frozenset(first.tokenizer.eos_ids))
+
     text = ComparedText(ReplyText(first.tokenizer, body.stops, continued=True), first.tokenizer)
     return EventStream(_comparison(steps, text, len(ids), bench), bench.kitchen.limits)
 
 
 async def _comparison(
-    steps: Iterator[ComparedToken], text: "ComparedText", prompt_tokens: int, bench: Workbench
+    begin: Callable[[], Iterator[ComparedToken]], text: "ComparedText", prompt_tokens: int, bench: Workbench
 ) -> AsyncIterator[dict[str, Any]]:
     deadline = asyncio.get_running_loop().time() + bench.kitchen.limits.reply_seconds
     with bench.seat():
+        steps = await asyncio.to_thread(begin)
         yield {"prompt_tokens": prompt_tokens}
         while not text.reply.stopped:
             async with asyncio.timeout_at(deadline):

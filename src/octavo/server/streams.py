@@ -10,7 +10,7 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
 from octavo.errors import OctavoError
-from octavo.server.errors import api_error
+from octavo.server.errors import ApiError, api_error
 from octavo.server.gate import Receive, Scope, Send
 from octavo.server.settings import CallLimits
 
@@ -83,7 +83,7 @@ class EventStream(Response):
         try:
             async for chunk in self._chunks:
                 yield b"data: " + as_json(chunk) + b"\n\n"
-        except (OctavoError, TimeoutError) as error:
+        except (OctavoError, ApiError, TimeoutError) as error:
             yield b"data: " + as_json(api_error(error).body) + b"\n\n"
             return
         yield DONE
