@@ -68,6 +68,34 @@ def test_a_client_that_leaves_stops_its_reply(server, stream):
     assert server.engine.status().cancelled == 1
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/page/write", {"model": "bytes", "prompt": "ab", "max_tokens": 400}),
+        ("/v1/completions", {**LONG, "stream": True}),
+        ("/v1/completions", LONG),
+    ],
+)
+def test_a_client_that_left_before_the_answer_began_stops_its_reply(server, monkeypatch, path, body):
+    slowed(server, 0.01)
+    gone = threading.Event()
+    encode = type(server.shelf.served[0].tokenizer).encode
+
+    def late(tokenizer, *arguments, **options):
+        gone.wait(20)
+        return encode(tokenizer, *arguments, **options)
+
+    monkeypatch.setattr(type(server.shelf.served[0].tokenizer), "encode", late)
+    connection = raw_request(server, body, path)
+    time.sleep(0.1)
+    connection.close()
+    time.sleep(0.1)  # the server hears of it while the prompt is still being made
+    gone.set()
+    wait_until(lambda: server.engine.status().cancelled == 1)
+    wait_until(lambda: idle(server))
+    assert server.engine.status().tokens_written < 200
+
+
 def test_a_client_that_leaves_while_it_waits_is_forgotten(server):
     slowed(server, 0.01)
     running_ones = [raw_request(server, {**LONG, "stream": True}) for _ in range(2)]
@@ -229,6 +257,57 @@ def test_a_model_that_cannot_be_loaded_is_named(folder, tmp_path):
         refused = up.post("/v1/completions", {**LONG, "model": "absent"})
         assert refused.status_code == 503 and "cannot be loaded" in refused.json()["error"]["message"]
         assert refused.headers["x-should-retry"] == "false"
+
+
+def test_a_mistake_while_loading_is_no_loading_for_ever(folder, caplog):
+    def broken(path, progress):
+        raise RuntimeError("no memory")
+
+    with running({"bytes": folder}, load=broken, wait=False) as up:
+        wait_until(lambda: up.shelf.states() == {"bytes": "failed"})
+        refused = up.post("/v1/completions", LONG)
+        assert refused.json()["error"]["message"] == "the model 'bytes' cannot be loaded: no memory"
+    assert caplog.records[0].exc_info[0] is RuntimeError  # a mistake is logged with where it was made
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_engine_that_was_unloaded_while_it_restarted_is_not_kept(server, monkeypatch):
+    made, go_on, engine = [], threading.Event(), shelves.Engine
+
+    def slow_engine(*arguments):
+        made.append(None)
+        go_on.wait(20)
+        made.append(engine(*arguments))
+        return made[-1]
+
+    def dead(**options):
+        raise SystemExit("killed by the test")
+
+    monkeypatch.setattr(shelves, "RETRY_SECONDS", 0.02)
+    monkeypatch.setattr(shelves, "Engine", slow_engine)
+    server.engine._decoder.step = dead
+    server.post("/v1/completions", {**LONG, "max_tokens": 3})
+    wait_until(lambda: made)
+    assert server.post("/models/unload", {"model": "bytes"}).status_code == 200
+    go_on.set()
+    wait_until(lambda: len(made) == 2 and not made[1].status().alive)
+    assert server.shelf.served == []
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_engine_that_cannot_start_again_is_tried_until_it_is_given_up(server, monkeypatch):
+    def broken(*arguments):
+        raise RuntimeError("no memory")
+
+    def dead(**options):
+        raise SystemExit("killed by the test")
+
+    monkeypatch.setattr(shelves, "RETRY_SECONDS", 0.02)
+    monkeypatch.setattr(shelves, "WATCH_SECONDS", 0.02)
+    monkeypatch.setattr(shelves, "Engine", broken)
+    server.engine._decoder.step = dead
+    server.post("/v1/completions", {**LONG, "max_tokens": 3})
+    wait_until(server.shelf.gave_up.is_set)
 
 
 def test_models_beside_each_other(folder, stories_folder):

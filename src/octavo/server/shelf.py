@@ -5,7 +5,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -115,9 +115,10 @@ class ModelShelf:
         place.state, place.deaths, place.layers_ready = "loading", [], (0, 0)
         try:
             place.served = await asyncio.to_thread(self._served, name, place)
-        except (OctavoError, OSError) as error:
-            place.state, place.problem = "failed", f"the model {name!r} cannot be loaded: {error}"
-            log.error(place.problem)
+        except Exception as error:  # also what torch raises without memory: it must not be "loading" for ever
+            place.state = "failed"
+            place.problem = f"the model {name!r} cannot be loaded: {str(error) or type(error).__name__}"
+            log.error(place.problem, exc_info=not isinstance(error, OctavoError | OSError))
             raise ApiError(503, place.problem, "model_failed", headers={"x-should-retry": "false"}) from error
         place.state = "ready"
 
@@ -155,9 +156,21 @@ class ModelShelf:
             return
         await asyncio.sleep(RETRY_SECONDS / 2)  # so that a watch on /health sees it
         served = place.served
-        if served is not None:
+        if served is None:
+            return
+        try:
             engine = await asyncio.to_thread(Engine, served.engine.model, self._limits, self.turn)
-            place.served = ServedModel(name, engine, served.tokenizer, served.template, served.grammars)
+        except (
+            OctavoError,
+            RuntimeError,
+            MemoryError,
+        ) as error:  # the next watch tries again
+            log.error("the engine of %r cannot be started again: %s", name, error)
+            return
+        if place.served is served:
+            place.served = replace(served, engine=engine)
+        else:  # it was unloaded meanwhile
+            await asyncio.to_thread(engine.close)
 
     def _served(self, name: str, place: _Place) -> ServedModel:
         def progress(ready: int, layers: int) -> None:
