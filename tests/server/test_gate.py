@@ -23,7 +23,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def open_server(folder):
     limits = CallLimits(body_bytes=100_000, body_seconds=0.7)
-    with running({"bytes": folder}, call_limits=limits, host_names=("llm.example",)) as up:
+    with running({"bytes": folder}, call_limits=limits, host_names=("LLM.example",)) as up:
         yield up
 
 

@@ -36,6 +36,7 @@ class Gate:
         self.settings = settings
         self._api_keys = [_digest(key) for key in settings.api_keys]
         self._admin_keys = [_digest(key) for key in settings.admin_keys]
+        self._names = {name.lower() for name in ("localhost", settings.host, *settings.host_names)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -65,7 +66,7 @@ class Gate:
         """Refuse names that are not ours (DNS rebinding) and pages of other sites (drive-by requests)."""
         host = headers.get("host", "")
         name = re.sub(r":\d*$", "", host).removeprefix("[").removesuffix("]").lower()
-        if name not in {"localhost", self.settings.host, *self.settings.host_names} and not _is_address(name):
+        if name not in self._names and not _is_address(name):
             message = f"this server is not called {host!r}; a further name is allowed by --host-name"
             raise ApiError(421, message, "unknown_host")
         origin = headers.get("origin")
@@ -102,7 +103,7 @@ class CountedBody:
         self._whole = False
         self._deadline = asyncio.get_running_loop().time() + self._limits.body_seconds
         length = headers.get("content-length", "0")
-        if length.isdigit() and int(length) > self._limits.body_bytes:
+        if length.isdecimal() and int(length) > self._limits.body_bytes:
             raise self._too_large()
 
     async def receive(self) -> MutableMapping[str, Any]:
