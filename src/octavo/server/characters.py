@@ -2,7 +2,6 @@
 
 import base64
 import binascii
-import itertools
 import json
 import struct
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from octavo.errors import UsageError
 
 LONGEST_NAME = 200
 LONGEST_TEXT = 200_000  # characters
+LONGEST_YAML = 2 * LONGEST_TEXT  # it is read at some fifty thousand characters a second
 DEEPEST = 64
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -74,20 +74,19 @@ def _yaml(text: str) -> Any:
     """
     import yaml
 
-    if _depth(text) > DEEPEST:
-        raise UsageError("this card nests brackets deeper than a card does; close them")
+    if len(text) > LONGEST_YAML:
+        raise UsageError(f"this card is longer than {LONGEST_YAML} characters; shorten it")
+    depth = 0
     try:
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
-            raise UsageError("this card uses YAML aliases, which are not read; write the text out")
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):  # as it is read: what is too much is not read on
+            if isinstance(event, yaml.AliasEvent):
+                raise UsageError("this card uses YAML aliases, which are not read; write the text out")
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > DEEPEST:
+                raise UsageError("this card nests lists deeper than a card does; take some out")
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UsageError("this file is no character card: its YAML is broken; mend it") from error
-
-
-def _depth(text: str) -> int:
-    """How many brackets are open at once at most, wherever they stand."""
-    steps = ((character in "[{") - (character in "]}") for character in text)
-    return max(itertools.accumulate(steps), default=0)
 
 
 def _json_in_png(data: bytes) -> bytes:
