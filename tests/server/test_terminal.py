@@ -1,18 +1,21 @@
 """The terminal chat: what is said, kept and shown, with a partner in this process and with one at a URL."""
 
 import contextlib
+import http.server
 import io
 import json
 import subprocess
 import sys
+import threading
 
 import pytest
 
 from octavo.errors import EngineError, UsageError
 from octavo.model.chat import Message
 from octavo.runtime.params import SamplingParams
+from octavo.server import partners
 from octavo.server.conversation import Conversation, load, save
-from octavo.server.partners import ReplySettings, ReplyStatistics, chat_partner, find_remote
+from octavo.server.partners import RemotePartner, ReplySettings, ReplyStatistics, chat_partner, find_remote
 from octavo.server.terminal import Terminal
 from serving import bytewise_model, load_on_cpu, running, vicuna_stories
 
@@ -156,6 +159,57 @@ def test_a_question_that_fails_is_taken_back():
     shown, terminal = talk(partner, "one", "two", "three", "/stats", "/quit", "four")
     assert [content for _, content in said(terminal)] == ["one", "ok", "three", "ok"]
     assert "octavo: the server broke off" in shown
+
+
+def test_a_reply_that_cannot_be_given_anew_is_kept():
+    partner = Scripted(["first"], EngineError("the server broke off"))
+    shown, terminal = talk(partner, "one", "/regenerate")
+    assert said(terminal) == [("user", "one"), ("assistant", "first")]
+    assert "octavo: the server broke off" in shown
+
+
+@contextlib.contextmanager
+def answering(data):
+    """A server that answers whatever is asked with these bytes; its address."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.rfile.read(int(self.headers.get("content-length", 0)))
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(data)
+
+        do_POST = do_GET  # noqa: N815 (the library finds it by this name)
+
+        def log_message(self, *values):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.mark.parametrize("data", [b"", b"[]", b"{}", b'{"data": 1}', b'{"data": [1]}', b'{"data": [{}]}', b"\xff"])
+def test_a_list_of_models_that_is_none_is_one_sentence(data):
+    with answering(data) as url, pytest.raises(UsageError, match="cannot be read"):
+        find_remote(url, None, None)
+
+
+@pytest.mark.parametrize("event", [b"1", b"{}", b'{"choices": [{}]}', b'{"choices": [1]}', b"{", b"\xff"])
+def test_a_stream_that_is_none_is_one_sentence(event):
+    with answering(b"data: " + event + b"\n\n") as url, pytest.raises(UsageError, match="cannot be read"):
+        list(RemotePartner(url, "a", None).reply([Message("user", "a")], ReplySettings(), ReplyStatistics()))
+
+
+def test_an_endless_line_is_not_read_to_its_end():
+    endless = b"data: " + b"1" * (3 * partners.LONGEST_EVENT)
+    with answering(endless) as url, pytest.raises(UsageError, match="cannot be read"):
+        list(RemotePartner(url, "a", None).reply([Message("user", "a")], ReplySettings(), ReplyStatistics()))
 
 
 @pytest.fixture(scope="module")

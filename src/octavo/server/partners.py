@@ -26,6 +26,8 @@ from octavo.runtime.requests import EngineLimits, Event, Failed, Finished, Reque
 Load = Callable[[Path, Progress], tuple[LlamaModel, Tokenizer]]
 # A silent server sends a comment every 15 s, so one that says nothing for so long is gone.
 SILENCE_SECONDS = 120.0
+LARGEST_LIST = 2**20  # bytes of the list of a server's models
+LONGEST_EVENT = 2**20
 
 
 @dataclass(frozen=True)
@@ -159,10 +161,12 @@ def chat_partner(model: str, name: str | None, api_key: str | None, load: Load) 
     """Who answers for `model`: the server at that URL, or what `load` makes of a folder or a hub's repository."""
     if model.startswith(("http://", "https://")):
         return find_remote(model, name, api_key)
+    if name is not None:
+        raise UsageError(f"--name chooses among the models of a server; {model} is a model itself")
     folder = find_model(model)
     network, tokenizer = load(folder, lambda ready, layers: None)
-    engine = Engine(network, EngineLimits(rows=1))
-    return LocalPartner(folder.resolve().name, engine, tokenizer, template_for(tokenizer))
+    template = template_for(tokenizer)  # before the engine starts, which somebody would have to end
+    return LocalPartner(folder.resolve().name, Engine(network, EngineLimits(rows=1)), tokenizer, template)
 
 
 def find_remote(url: str, model: str | None, api_key: str | None) -> RemotePartner:
@@ -170,10 +174,11 @@ def find_remote(url: str, model: str | None, api_key: str | None) -> RemotePartn
     base = url.rstrip("/").removesuffix("/v1") + "/v1"
     if model is None:
         with _answer(f"{base}/models", api_key, None) as response:
-            models = json.load(response)["data"]
-        if not models:
+            models = json.loads(response.read(LARGEST_LIST))["data"]
+            names = [str(each["id"]) for each in models]
+        if not names:
             raise UsageError(f"the server at {url} has no model")
-        model = str(models[0]["id"])
+        model = names[0]
     return RemotePartner(base, model, api_key)
 
 
@@ -192,13 +197,13 @@ def _answer(url: str, api_key: str | None, body: dict[str, Any] | None) -> Itera
         raise kind(f"the server refuses: {message}") from error
     except (OSError, http.client.HTTPException) as error:
         raise EngineError(f"the server at {url} cannot be reached, or broke off: {error}") from error
-    except ValueError as error:
-        raise UsageError(f"{url} is no address of a server, or what answers there is none: {error}") from error
+    except (ValueError, LookupError, TypeError, AttributeError) as error:  # of what was sent, too
+        raise UsageError(f"{url} is no address of such a server: what it answers cannot be read") from error
 
 
 def _events(response: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:
     """The events of a stream; EngineError for one that reports an error, or an end without [DONE]."""
-    for line in response:
+    while line := response.readline(LONGEST_EVENT):
         if not line.startswith(b"data:"):
             continue
         data = line.removeprefix(b"data:").strip()

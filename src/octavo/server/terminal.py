@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from octavo.errors import OctavoError, UsageError
+from octavo.model.chat import Message
 from octavo.server.conversation import Conversation, load, save
 from octavo.server.partners import Partner, ReplySettings, ReplyStatistics
 
@@ -76,8 +77,9 @@ class Terminal:
     def _act_on(self, text: str) -> None:
         if not text.startswith("/"):
             if text.strip():
+                before = self.conversation.messages[:]
                 self.conversation.add("user", text)
-                self._reply_or_undo()
+                self._reply_or_restore(before)
             return
         name, _, argument = text[1:].partition(" ")
         commands: dict[str, Callable[[str], None]] = {
@@ -94,12 +96,12 @@ class Terminal:
             raise UsageError(f"there is no command /{name}; /help lists them")
         commands[name](argument.strip())
 
-    def _reply_or_undo(self) -> None:
-        """Answer the last question; one that cannot be answered is taken back."""
+    def _reply_or_restore(self, before: list[Message]) -> None:
+        """Answer the last question; where that fails, the conversation is what it was before."""
         try:
             self._reply()
         except OctavoError:
-            self.conversation.undo()
+            self.conversation.messages = before
             raise
         self._say(f"[{statistics_line(self.statistics)}]")
 
@@ -116,9 +118,10 @@ class Terminal:
         self.conversation.add("assistant", "".join(pieces))
 
     def _regenerate(self) -> None:
+        before = self.conversation.messages[:]
         if not self.conversation.drop_reply():
             raise UsageError("there is no reply yet that could be given anew")
-        self._reply_or_undo()
+        self._reply_or_restore(before)
 
     def _undo(self) -> None:
         if not self.conversation.undo():
