@@ -215,6 +215,38 @@ def test_questions_that_are_none(tmp_path: Path, text: str, message: str) -> Non
         read_questions(path)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "notes of mine, without an end of line",
+        "two lines\nof mine",
+        '{"question_id": "1", "text": "an answer"}\n',
+        '{"question_id": "1", "order": "first", "prompt_sha256": "0", "reply": "8 7"}\n',
+        "[1]\n",
+    ],
+)
+def test_a_file_that_is_not_ours_stays_as_it_is(tmp_path: Path, text: str) -> None:
+    out = tmp_path / "out.jsonl"
+    out.write_text(text)
+    with pytest.raises((ResumeError, CorpusError), match=r"out\.jsonl"):
+        answer_questions(QUESTIONS, lambda messages: "x", out, lambda done, of: None)
+    assert out.read_text() == text
+
+
+def test_verdicts_are_not_written_among_answers(answers: tuple[Path, Path]) -> None:
+    before = answers[0].read_text()
+    with pytest.raises(ResumeError, match="name another file"):
+        judge_answers(QUESTIONS, answers, lambda messages: "8 7", answers[0], lambda done, of: None)
+    assert answers[0].read_text() == before
+
+
+def test_a_question_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "questions.jsonl"
+    path.write_text('{"question_id": 1, "text": "a"}\n{"question_id": "1", "text": "b"}\n')
+    with pytest.raises(CorpusError, match="question_id twice"):
+        read_questions(path)
+
+
 def test_a_missing_answer_is_named(answers: tuple[Path, Path], tmp_path: Path) -> None:
     answers[1].write_text(answers[1].read_text().partition("\n")[0])
     with pytest.raises(CorpusError, match=r"bad\.jsonl has no answer to question 2; run octavo answer to its end"):

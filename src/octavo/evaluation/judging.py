@@ -20,6 +20,9 @@ from octavo.records import read_bounded, sha256_of_value
 
 LARGEST_LINES = 256 * 2**20
 HIGHEST_SCORE = 10
+# The fields of our own lines, in their order.
+ANSWER = ("question_id", "prompt_sha256", "text")
+VERDICT = ("question_id", "order", "prompt_sha256", "reply")
 
 Ask = Callable[[Sequence[Message]], str]
 Progress = Callable[[int, int], None]  # is told how many are done, and of how many
@@ -74,12 +77,14 @@ def read_questions(path: Path) -> list[Question]:
         questions.append(Question(str(values["question_id"]), category, text))
     if not questions:
         raise CorpusError(f"{path} holds no question; give another file")
+    if len({question.id for question in questions}) < len(questions):
+        raise CorpusError(f"{path} gives a question_id twice; number its questions anew")
     return questions
 
 
 def answer_questions(questions: Sequence[Question], ask: Ask, out: Path, progress: Progress) -> None:
     """Write an answer to each question into `out`, but for those that it holds already."""
-    written = _resumed(out)
+    written = _resumed(out, ANSWER)
     for number, question in enumerate(questions):
         key = {"question_id": question.id, "prompt_sha256": sha256_of_value(question.text)}
         if not _already(written, (question.id,), key, out):
@@ -96,7 +101,7 @@ def judge_answers(
     missing, ResumeError where `out` holds verdicts on other answers.
     """
     model, opponent = (read_answers(path, questions) for path in answers)
-    written = _resumed(out)
+    written = _resumed(out, VERDICT)
     verdicts = []
     for number, question in enumerate(questions):
         for order in ("first", "second"):
@@ -191,7 +196,11 @@ def _hash(messages: Sequence[Message]) -> str:
 
 def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Each JSON object of a file and its line."""
-    for number, line in enumerate(read_bounded(path, LARGEST_LINES, CorpusError).splitlines(), start=1):
+    return _objects(path, read_bounded(path, LARGEST_LINES, CorpusError))
+
+
+def _objects(path: Path, data: bytes) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in enumerate(data.splitlines(), start=1):
         if not line.strip():
             continue
         try:
@@ -203,17 +212,22 @@ def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, values
 
 
-def _resumed(out: Path) -> dict[tuple[str, ...], dict[str, Any]]:
-    """What `out` holds, by question and order; a line that a kill has cut short is taken away."""
+def _resumed(out: Path, fields: tuple[str, ...]) -> dict[tuple[str, ...], dict[str, Any]]:
+    """What `out` holds, by question and order; a line that a kill has cut short is taken away.
+
+    ResumeError, with nothing changed, for a file of anything but lines of these fields.
+    """
     if not out.exists():
         return {}
-    data = read_bounded(out, LARGEST_LINES, CorpusError)
-    whole = data[: data.rfind(b"\n") + 1]
-    if len(whole) < len(data):
+    data = read_bounded(out, LARGEST_LINES, ResumeError)
+    whole, mark, cut = data.rpartition(b"\n")
+    lines, start = [values for _, values in _objects(out, whole)], b'{"question_id": '
+    if any(tuple(line) != fields for line in lines) or not start.startswith(cut[: len(start)]):
+        raise ResumeError(f"{out} holds something else than what is to be written there; name another file")
+    if cut:
         with out.open("r+b") as file:
-            file.truncate(len(whole))
-    keys = ("question_id", "order")
-    return {tuple(str(values[key]) for key in keys if key in values): values for _, values in _lines(out)}
+            file.truncate(len(whole + mark))
+    return {tuple(str(line[key]) for key in ("question_id", "order") if key in line): line for line in lines}
 
 
 def _already(
