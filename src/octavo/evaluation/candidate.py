@@ -59,6 +59,7 @@ def evaluated(
     observer.preparing(f"reading {spec.text}")
     network = candidate.network
     windows = evaluation_windows(spec, candidate.tokenizer, network.config.context)
+    notes = calibration_notes([candidate], spec, windows)
     observer.started(windows)
     started = time.perf_counter()
     if reference is None:
@@ -75,7 +76,7 @@ def evaluated(
     return {
         **results.identity(windows),
         **measured,
-        "notes": calibration_notes([candidate], spec, windows),
+        "notes": notes,
         "seconds": time.perf_counter() - started,
     }
 

@@ -135,6 +135,7 @@ def _evaluation_cell(candidates: Sequence[Candidate], spec: EvaluationSpec, obse
         windows = evaluation_windows(spec, reference.tokenizer, reference.network.config.context)
     except CorpusError as error:
         return {"table": spec.protocol, "asked": spec.text, "absent": str(error)}
+    notes = calibration_notes(candidates, spec, windows)
     observer.started(windows)
     networks = [candidate.network for candidate in others]
     comparisons = compare(networks, reference.network, windows.windows, observer.scored, windows.spans)
@@ -151,6 +152,6 @@ def _evaluation_cell(candidates: Sequence[Candidate], spec: EvaluationSpec, obse
         "asked": spec.text,
         "absent": None,
         **results.identity(windows),
-        "notes": calibration_notes(candidates, spec, windows),
+        "notes": notes,
         "values": values,
     }
