@@ -96,6 +96,13 @@ def test_pickled_tensors_are_fetched_for_conversions_only(hub: Hub) -> None:
     assert (find_model(NAME, pickled=True) / "pytorch_model.bin").read_bytes() == b"pickle"
 
 
+def test_a_repository_of_gguf_files_says_the_way(hub: Hub) -> None:
+    hub.put(NAME, {"README.md": b"r", "small.Q8_0.gguf": b"g", "small.Q4_0.gguf": b"g"})
+    with pytest.raises(CheckpointError, match=r"GGUF files only; fetch one with `hf download .* small.Q4_0.gguf`"):
+        find_model(NAME)
+    assert hub.fetched() == ["README.md"]
+
+
 def test_a_connection_that_breaks_is_taken_up_where_it_was(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 500)  # what is kept of a broken one
     hub.put(NAME, CONFIGURATION | {"model.safetensors": SMALL})

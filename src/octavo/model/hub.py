@@ -67,6 +67,7 @@ def _fetched(repository: str, revision: str, pickled: bool) -> Path:
     tensors = tensor_names(folder, list(hashes), pickled)
     kept = [name for name in tensors if try_to_load_from_cache(repository, name, revision=commit) is not None]
     if not tensors:
+        _refuse_gguf_only(repository, list(hashes))
         return folder
     snapshot_download(repository, revision=commit, allow_patterns=tensors)
     for name in tensors:
@@ -92,6 +93,16 @@ def tensor_names(folder: Path, names: Sequence[str], pickled: bool = False) -> l
         if found := [name for name in top if name.endswith(suffixes)]:
             return found
     return []
+
+
+def _refuse_gguf_only(repository: str, names: Sequence[str]) -> None:
+    """CheckpointError for a repository whose weights are GGUF files, of which one would have to be chosen."""
+    found = sorted(name for name in names if name.endswith(".gguf"))
+    if found:
+        raise CheckpointError(
+            f"{repository} holds GGUF files only; fetch one with `hf download {repository} {found[0]}`, "
+            "and octavo convert makes a model folder of it"
+        )
 
 
 def _refuse_damaged(path: Path, expected: str | None) -> None:
