@@ -24,7 +24,6 @@ from octavo.evaluation.subject import Subject, parse_subject
 from octavo.evaluation.tasks import require_harness
 from octavo.model.baselines import RoundedFolder, build_int8, open_dense_folder
 from octavo.model.chat import Message, encode_chat, template_for
-from octavo.model.config import read_config
 from octavo.model.hub import find_model
 from octavo.model.llama import LlamaModel
 from octavo.model.load import ModelFolder, build_model, load_model, open_folder
@@ -112,7 +111,7 @@ def quantize(
     place = choose_device(device)
     source = find_model(model)
     destination = out if isinstance(out, Destination) else Destination(Path(out))
-    read_config(source)  # a path that is no model is refused before a text is fetched for it
+    open_dense_folder(source)  # what cannot be quantized is refused before a text is fetched for it
     listening = observer or Observer()
     tokens = None
     if recipe.method == "gptq":

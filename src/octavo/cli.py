@@ -1,6 +1,7 @@
 """The `octavo` command: one verb per job. Jobs are imported when they are called, so that --help is instant."""
 
 import os
+import re
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -34,6 +35,7 @@ SCHEME, SAMPLING, EVALUATION = RECIPE.plan.default, SamplingParams(), Evaluation
 BENCHMARK, COMPARISON = BenchmarkSpec(), ComparisonSpec()
 
 REFUSED, FAILED, INTERRUPTED = 2, 1, 130
+WHOLE = re.compile(r"-?\d{1,9}")
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 DataDirectory = Annotated[
@@ -70,13 +72,22 @@ def complain(sentence: str) -> None:
     Console(stderr=True).print(f"octavo: {sentence}", soft_wrap=True, highlight=False, markup=False)
 
 
-def let_idle_threads_sleep() -> None:
-    """To be called before torch is imported: its threads spin for a while after each of their loops.
+def refuse_unwritable(path: Path | None) -> None:
+    """UsageError for a record's place that is not there, before hours are spent on what it is to hold."""
+    if path is not None and (path.is_dir() or not path.parent.is_dir()):
+        raise UsageError(f"--json {path} is no place for a file; name one in a folder that is there")
 
-    They do so on the cores that the native library wants: 16 replies at a time took three times as long, and a
-    quantization a quarter longer.
+
+def calm_libraries() -> None:
+    """To be called before they are imported; what the environment says already stands.
+
+    torch's threads spin for a while after each of their loops, on the cores that the native library wants: 16
+    replies at a time took three times as long, and a quantization a quarter longer. huggingface_hub draws bars,
+    which would fill a log.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 def command(function: Callable[Parameters, None]) -> Callable[Parameters, None]:
@@ -84,7 +95,7 @@ def command(function: Callable[Parameters, None]) -> Callable[Parameters, None]:
 
     @wraps(function)
     def run(*arguments: Parameters.args, **options: Parameters.kwargs) -> None:
-        let_idle_threads_sleep()
+        calm_libraries()
         try:
             function(*arguments, **options)
             sys.stdout.flush()
@@ -204,23 +215,23 @@ def evaluate(
     json_file: JsonFile = None,
 ) -> None:
     """Measure MODEL's perplexity by published protocols, and how far it is from a reference."""
+    refuse_unwritable(json_file)
     protocols = LINE_UP if protocol == "all" else protocol.split(",")
     specs = [
         EvaluationSpec(text, name, length, windows, data_dir, calibration)
-        for text in dataset.split(",")
+        for text in _names(dataset)
         for name in protocols
     ]
 
     from octavo import api
-    from octavo.records import as_json, write_json
+    from octavo.records import write_record
     from octavo.report.evaluation import print_evaluation
     from octavo.report.progress import EvaluationProgress
 
     with EvaluationProgress(Console(stderr=True)) as progress:
         record = api.evaluate(model, specs, reference, device, progress)
     print_evaluation(Console(), record)
-    if json_file is not None:
-        write_json(json_file, as_json(record))
+    write_record(json_file, record)
 
 
 @command
@@ -238,18 +249,18 @@ def benchmark(
     json_file: JsonFile = None,
 ) -> None:
     """Feed MODEL one window of a training text token by token: time, memory, and with --check its perplexity."""
-    specs = [BenchmarkSpec(text, tokens, check, data_dir) for text in dataset.split(",")]
+    refuse_unwritable(json_file)
+    specs = [BenchmarkSpec(text, tokens, check, data_dir) for text in _names(dataset)]
 
     from octavo import api
-    from octavo.records import as_json, write_json
+    from octavo.records import write_record
     from octavo.report.evaluation import print_benchmark
     from octavo.report.progress import EvaluationProgress
 
     with EvaluationProgress(Console(stderr=True)) as progress:
         record = api.benchmark(model, specs, device, progress)
     print_benchmark(Console(), record)
-    if json_file is not None:
-        write_json(json_file, as_json(record))
+    write_record(json_file, record)
 
 
 @command
@@ -293,19 +304,19 @@ def compare(
     A dense model also stands for its baselines: `MODEL@fp16`, `@bf16`, `@fp32`, `@llm.int8`, `@rtn-8` (rounded
     row by row), `@rtn-4-128g`.
     """
+    refuse_unwritable(json_file)
     tables, texts, asked = (tuple(filter(None, names.split(","))) for names in (protocol, dataset, tasks))
     spec = ComparisonSpec(tables, texts, length, windows, tokens, data_dir, calibration, asked, documents)
 
     from octavo import api
-    from octavo.records import as_json, write_json
+    from octavo.records import as_json, write_record
     from octavo.report.comparison import print_comparison
     from octavo.report.progress import EvaluationProgress
 
     with EvaluationProgress(Console(stderr=True)) as progress:
         record = api.compare(models, spec, device, progress)
     print_comparison(Console(), as_json(record))
-    if json_file is not None:
-        write_json(json_file, as_json(record))
+    write_record(json_file, record)
 
 
 @command
@@ -355,7 +366,9 @@ def inspect(
     bits: Annotated[
         int | None, typer.Option(help="Predict as if quantized to so many bits.", show_default=False)
     ] = None,
-    group_size: Annotated[int, typer.Option(help="With --bits: columns per scale, -1 for the row.")] = 128,
+    group_size: Annotated[
+        int | None, typer.Option(help="With --bits: columns per scale, -1 for the row.", show_default="128")
+    ] = None,
     device: Device = "auto",
     json_file: JsonFile = None,
 ) -> None:
@@ -363,7 +376,10 @@ def inspect(
 
     With --context, what memory it takes by part; a config.json alone is enough for that.
     """
-    configuration_only = Path(model).is_file()
+    refuse_unwritable(json_file)
+    configuration_only = Path(model).is_file() and Path(model).suffix == ".json"
+    if group_size is not None and bits is None:
+        raise UsageError("--group-size says how a prediction with --bits is grouped; add --bits 4")
     if context is None and (memory is not None or bits is not None or configuration_only):
         raise UsageError("what memory a model takes depends on the tokens in its cache; add --context 2048")
 
@@ -376,7 +392,8 @@ def inspect(
     path = find_model(model)
     shown = {} if configuration_only else inspect_folder(path, api.choose_device(device))
     if context is not None:
-        scheme = None if bits is None else _scheme(bits, group_size, symmetric=False)
+        columns = SCHEME.group_size or -1 if group_size is None else group_size
+        scheme = None if bits is None else _scheme(bits, columns, symmetric=False)
         available = None if memory is None else _bytes(memory, "--memory")
         shown["memory"] = memory_values(path, context, scheme, available)
     if not configuration_only:
@@ -444,7 +461,7 @@ def _rules(skip: list[str], override: list[str], default: QuantScheme) -> tuple[
     for text in override:
         pattern, _, numbers = text.partition("=")
         parts = numbers.split(",")
-        if not pattern or len(parts) > 2 or not all(part.lstrip("-").isdigit() for part in parts):
+        if not pattern or len(parts) > 2 or not all(map(WHOLE.fullmatch, parts)):
             raise UsageError(
                 f"--override {text!r} is not PATTERN=BITS or PATTERN=BITS,GROUP, such as down_proj=8,64"
             )
@@ -453,11 +470,18 @@ def _rules(skip: list[str], override: list[str], default: QuantScheme) -> tuple[
     return tuple(rules)
 
 
+def _names(texts: str) -> list[str]:
+    """The names of --dataset; UsageError for none."""
+    if not (names := [name for name in texts.split(",") if name]):
+        raise UsageError("--dataset names no text; choose wikitext2, ptb, c4 or a file")
+    return names
+
+
 def _bytes(text: str, option: str) -> int:
     """A size such as 5GB in bytes."""
     units = {"GB": 10**9, "MB": 10**6, "KB": 10**3}
     number, unit = text[:-2], text[-2:].upper()
-    if unit not in units or not number.isdigit() or int(number) == 0:
+    if unit not in units or not number.isdecimal() or int(number) == 0:
         raise UsageError(f"{option} {text!r} is no size; write it like 5GB or 500MB")
     return int(number) * units[unit]
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from octavo.model.tokenizer import Tokenizer
 
 LIMITS, SAMPLING = EngineLimits(), SamplingParams()
+MOST_CACHE = 10_000  # GB
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 KvBits = Annotated[
@@ -61,6 +62,8 @@ def serve(
 
     if not models:
         raise UsageError("there is no model to serve: give a folder or a name of the hub, or `octavo serve demo`")
+    if not 0 < cache <= MOST_CACHE:
+        raise UsageError(f"--cache {cache:g} is not in 0 … {MOST_CACHE} GB; 2 is usual")
     settings = ServerSettings(host, port, tuple(api_key or ()), tuple(admin_key or ()), tuple(host_name or ()))
     limits = EngineLimits(rows, queue, int(cache * 10**9))
     serve(

@@ -181,6 +181,12 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
     write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
+def write_record(path: Path | None, record: Any) -> None:
+    """Write a record where --json says; nothing for None."""
+    if path is not None:
+        write_json(path, as_json(record))
+
+
 def settle(folder: Path) -> None:
     """Bring the names in a folder to the disk, so that a rename outlives a power cut, not only a kill."""
     if os.name != "posix":  # elsewhere a folder cannot be opened, and the system orders renames itself

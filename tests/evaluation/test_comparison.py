@@ -182,7 +182,7 @@ def test_what_cannot_be_compared(folder: Path, spec: ComparisonSpec, tmp_path: P
         replace(spec, tables=("mine",))
     with pytest.raises(UsageError, match="a benchmark of 500 tokens does not fit the model's context of 128"):
         api.benchmark(folder, [api.BenchmarkSpec(spec.texts[0], 500)], device="cpu")
-    with pytest.raises(UnsupportedModelError, match=r"quantized already .* baselines start from the dense model"):
+    with pytest.raises(UnsupportedModelError, match=r"quantized already .* give the dense model it was made of"):
         from octavo import Recipe, quantize
 
         quantize(folder, tmp_path / "eight", Recipe(method="rtn", act_order="none", scale_search="none"))

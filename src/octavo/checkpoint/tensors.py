@@ -121,7 +121,8 @@ def tensor_files(folder: Path) -> list[Path]:
     checkpoints name theirs after the model.
     """
     if not folder.is_dir():
-        raise CheckpointError(f"{folder} is no folder; give the path of a model folder")
+        origin = " that octavo convert makes of it" if folder.suffix == ".gguf" else ""
+        raise CheckpointError(f"{folder} is no folder; give the path of a model folder{origin}")
     if (folder / SINGLE_FILE).exists():
         return [folder / SINGLE_FILE]
     index = folder / INDEX_FILE

@@ -19,7 +19,7 @@ def open_dense_folder(path: Path) -> ModelFolder:
     folder = open_folder(path)
     if folder.quantization is not None:
         raise UnsupportedModelError(
-            f"{path} is quantized already ({folder.quantization.default}); baselines start from the dense model"
+            f"{path} is quantized already ({folder.quantization.default}); give the dense model it was made of"
         )
     return folder
 

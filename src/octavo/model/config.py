@@ -113,6 +113,10 @@ class _Fields:
 def read_config(folder: Path) -> LlamaConfig:
     """The configuration of a model folder; UnsupportedModelError names what Octavo does not run."""
     path = folder / "config.json"
+    if folder.suffix == ".gguf" and folder.is_file():
+        raise CheckpointError(
+            f"{folder} is no folder; give the path of a model folder that octavo convert makes of it"
+        )
     if not path.exists():
         raise CheckpointError(f"{folder} holds no config.json, so it is no model folder")
     values = read_json(path)
