@@ -1,6 +1,7 @@
 """`octavo serve` as a process: it comes up, says where, ends on a signal, and refuses what it must."""
 
 import signal
+import socket
 import subprocess
 import sys
 
@@ -8,7 +9,8 @@ import httpx2
 import pytest
 
 from octavo.errors import UsageError
-from octavo.server.run import folders_by_name
+from octavo.server.run import _listen, folders_by_name
+from octavo.server.settings import ServerSettings, is_loopback
 from serving import bytewise_model, wait_until
 
 COMMAND = [sys.executable, "-c", "from octavo.cli import main; main()", "serve"]
@@ -69,6 +71,25 @@ def test_other_ways_to_keep_the_past_are_refused(tmp_path, command, words):
 def test_addresses_of_others_without_a_key_are_refused(tmp_path):
     run = subprocess.run([*COMMAND, tmp_path, "--host", "0.0.0.0"], capture_output=True, text=True, check=False)
     assert run.returncode == 2 and "--api-key" in run.stderr and run.stderr.count("\n") == 1
+
+
+def test_a_port_that_is_taken_is_one_sentence(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        run = subprocess.run([*COMMAND, tmp_path, "--port", port], capture_output=True, text=True, check=False)
+    assert run.returncode == 2 and f"port {port} of 127.0.0.1" in run.stderr and run.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
+def test_each_way_to_say_this_machine_is_listened_on(host):
+    settings = ServerSettings(host=host, port=0)
+    try:
+        listener = _listen(settings, 1)
+    except UsageError:
+        assert host == "::1"  # a machine may be without IPv6
+        return
+    with listener:
+        assert is_loopback(listener.getsockname()[0])
 
 
 def test_models_have_names(tmp_path):

@@ -1,6 +1,7 @@
 """Runs the server in this process until it is told to stop."""
 
 import asyncio
+import socket
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -22,7 +23,7 @@ def serve(
 ) -> None:
     """Serve models by name. `listening` hears the address once requests are taken.
 
-    EngineError where an engine dies again and again; OSError where the port is taken.
+    EngineError where an engine dies again and again; UsageError where the port is taken.
     """
     asyncio.run(_serve(folders, load, settings, limits, listening))
 
@@ -66,10 +67,9 @@ async def _serve(
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=5,
     )
-    socket = config.bind_socket()
-    socket.listen(config.backlog)  # who comes before the server is up waits, and is not refused
+    listener = _listen(settings, config.backlog)
     server = uvicorn.Server(config)
-    host, port = socket.getsockname()[:2]
+    host, port = listener.getsockname()[:2]
     listening(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
 
     async def give_up() -> None:
@@ -77,7 +77,19 @@ async def _serve(
         server.should_exit = True
 
     watching = asyncio.create_task(give_up())
-    await server.serve(sockets=[socket])
+    await server.serve(sockets=[listener])
     watching.cancel()
     if shelf.gave_up.is_set():
         raise EngineError("an engine died again and again; its last words are above")
+
+
+def _listen(settings: ServerSettings, backlog: int) -> socket.socket:
+    """A socket at the address; who comes before the server is up waits, and is not refused."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        return socket.create_server((settings.host, settings.port), family=family, backlog=backlog)
+    except OSError as error:
+        raise UsageError(
+            f"port {settings.port} of {settings.host} cannot be listened on ({error.strerror}); "
+            "choose another with --port, 0 takes any that is free"
+        ) from error
