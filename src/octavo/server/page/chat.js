@@ -197,11 +197,12 @@ class Chat {
   }
 
   async #add(message) {
-    const record = { kind: "message", chat: this.id, id: newId(), parent: this.tree.current, ...message };
+    const tree = this.tree; // another chat may be opened while this one is written
+    const record = { kind: "message", chat: this.id, id: newId(), parent: tree.current, ...message };
     await append(record);
-    this.tree.messages.set(record.id, { ...record, ended: record.ended ?? null });
-    this.tree.current = record.id;
-    return this.tree.messages.get(record.id);
+    tree.messages.set(record.id, { ...record, ended: record.ended ?? null });
+    tree.current = record.id;
+    return tree.messages.get(record.id);
   }
 
   async draw() {
@@ -347,19 +348,19 @@ class Chat {
 
   async #write(message, chunks, started, model) {
     const { showWriting } = await import("./message.js");
-    const chat = this.id;
+    const { chat } = message;
     const made = this.messages.querySelector(`[data-id="${message.id}"]`);
     const times = { started };
     let [unwritten, painted, reason, usage, problem] = ["", false, "stop", null, null];
     const keep = async () => {
       const text = unwritten;
       unwritten = "";
-      if (text) await append({ kind: "piece", chat, id: message.id, text });
+      if (text) await append({ kind: "piece", chat, id: message.id, text }).catch((error) => (problem ??= error));
     };
     const keeping = setInterval(keep, WRITE_MILLISECONDS);
     const paint = () => {
       painted = false;
-      showWriting(made, message);
+      if (made) showWriting(made, message); // else another chat is shown
     };
     try {
       for await (const chunk of chunks) {
@@ -376,7 +377,7 @@ class Chat {
       }
     } catch (error) {
       reason = error.name === "AbortError" ? "stopped" : "lost";
-      if (reason === "lost") problem = error;
+      if (reason === "lost") problem ??= error;
     } finally {
       clearInterval(keeping);
     }

@@ -27,13 +27,16 @@ async function show() {
 }
 
 function modelRow(model) {
-  const act = (verb) => async () => {
+  const act = (verb) => () => {
     models.change(model.name, verb).then(
       () => announce(`${model.name} is ${verb}ed`),
-      (error) => ((problem.textContent = error.message), announce(error.message)),
+      (error) => {
+        const row = document.querySelector(`[data-model="${CSS.escape(model.name)}"]`); // drawn anew meanwhile
+        row?.querySelector(".problem").replaceChildren(error.message);
+        announce(error.message);
+      },
     );
   };
-  const problem = element("p", { class: "problem" }, model.problem);
   const facts = [STATES[model.state], asBytes(model.bytes)];
   if (model.context) facts.push(`${model.context} tokens of context`, model.template ? `template: ${model.template}` : "no chat template");
   const choose = element("input", {
@@ -47,7 +50,7 @@ function modelRow(model) {
     element("label", {}, choose, element("span", { class: "dot" }), element("strong", {}, model.name)),
     element("p", { class: "facts" }, facts.join(" · ")),
     model.state === "loading" && element("progress", layers ? { value: ready, max: layers, "aria-label": "Layers loaded" } : { "aria-label": "Loading" }),
-    problem,
+    element("p", { class: "problem" }, model.problem),
     element(
       "div", { class: "row" },
       ["unloaded", "failed"].includes(model.state) && button("Load", act("load")),

@@ -40,6 +40,8 @@ class Quantization {
       const facts = await get(`page/quantization/${encodeURIComponent(chosen)}`);
       if (this.shown === chosen) this.content.replaceChildren(...sections(facts));
     } catch (error) {
+      if (this.shown !== chosen) return;
+      this.shown = null; // asked for again when it is next looked at
       this.content.replaceChildren(element("p", { class: "alert", role: "alert" }, error.message));
     }
   }

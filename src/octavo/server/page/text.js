@@ -338,6 +338,7 @@ class TextView {
     const body = { model: models.current?.name ?? "", prompt, echo: true, max_tokens: 0, logprobs: LIKELIEST };
     try {
       const { choices: [{ logprobs }] } = await post("v1/completions", body);
+      if (textOf(this.pieces) !== prompt) return; // it was changed meanwhile, and these are not its scores
       const characters = [...prompt]; // offsets count these, not UTF-16's halves
       this.measured = logprobs.tokens.map((spelling, index) => ({
         text: characters.slice(logprobs.text_offset[index], logprobs.text_offset[index + 1]).join(""),
