@@ -21,14 +21,12 @@ from measuring import show
 from octavo.kernels.cuda import layout, linear, product
 from octavo.kernels.cuda.driver import indexed, load
 from octavo.kernels.cuda.product import Blocks, with_kernels
-from octavo.kernels.cuda.units import STREAM, STREAM_THREADS, Block, StreamArguments, WideBlock
+from octavo.kernels.cuda.tuning import DOZENS_OF_ROWS, ONE_ROW, SIXTEEN_ROWS
+from octavo.kernels.cuda.units import STREAM, STREAM_THREADS, Block, StreamArguments
 from octavo.schemes import QuantScheme
 from octavo.weights import QuantizedWeight, dequantize
 
 ROTATED_BYTES = 400e6  # of weights, several times the L2
-BLOCKS = tuple(itertools.starmap(Block, itertools.product((1,), (1, 2), (4, 8, 16))))
-MORE_ROWS = (Block(2, 1, 4), Block(2, 1, 8), Block(2, 2, 4))
-WIDE = (WideBlock(4, 2, 8), WideBlock(4, 2, 7), WideBlock(4, 1, 8))
 Row = dict[str, Any]
 
 
@@ -58,14 +56,14 @@ def checks() -> Iterator[Row]:
             weight = random_weight(outputs, inputs, storage, order)
             assert isinstance(weight, QuantizedWeight)
             for dtype in (torch.float16, torch.bfloat16):
-                blocks = (*BLOCKS, *MORE_ROWS) if (bits, group) == (4, 128) else BLOCKS[1::2]
+                blocks = (*ONE_ROW, *SIXTEEN_ROWS) if group == 128 else ONE_ROW[1::2]
                 yield from _checked(weight, dtype, blocks, str(storage))
 
 
 def _checked(weight: QuantizedWeight, dtype: torch.dtype, blocks: tuple[Block, ...], label: str) -> Iterator[Row]:
     """One weight: by each block the most rows that it takes, by a wide block one more than that, by torch 65."""
     packed, exact = layout.pack(weight, indexed(DEVICE)), dequantize(weight, torch.float64)
-    for block, wide in zip(blocks, itertools.cycle(WIDE), strict=False):
+    for block, wide in zip(blocks, itertools.cycle(DOZENS_OF_ROWS), strict=False):
         prepared = with_kernels(packed, weight.shape, dtype, Blocks((block,), wide), processors())
         for count in (block.rows, block.rows + 1, product.WIDE_ROWS + 1):
             inputs = torch.randn(count, weight.shape[1], device=DEVICE, dtype=dtype)
@@ -88,8 +86,8 @@ def sweep() -> Iterator[Row]:
             layout.pack(weight, indexed(DEVICE)) for weight in weights if isinstance(weight, QuantizedWeight)
         ]
         del weights
-        cases = [(block, WIDE[0], (block.rows,)) for block in (*BLOCKS, *MORE_ROWS)]
-        cases += [(BLOCKS[0], wide, (17, 32, 64)) for wide in WIDE]
+        cases = [(block, DOZENS_OF_ROWS[-1], (block.rows,)) for block in (*ONE_ROW, *SIXTEEN_ROWS)]
+        cases += [(ONE_ROW[0], wide, (17, 32, 64)) for wide in DOZENS_OF_ROWS]
         for dtype, (block, wide, counts) in itertools.product((torch.float16, torch.bfloat16), cases):
             blocks = Blocks((block,), wide)
             prepared = [with_kernels(each, shape, dtype, blocks, processors()) for each in packed]

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from octavo.kernels.cuda import compiler, product
+from octavo.kernels.cuda import compiler, product, tuning
 from octavo.kernels.cuda.compiler import Unit
 from octavo.kernels.cuda.layout import Form
 from octavo.kernels.cuda.units import (
@@ -61,24 +61,39 @@ class Reading:
     matrix_products: int
 
 
+FORMS = tuple(itertools.starmap(Form, itertools.product((8, 4), (False, True), (1, 2, 4))))
+
+
 def units() -> dict[Unit, int]:
-    """What `linear` may choose, each with its threads; of groups below 128 those for one to 8 rows of float16."""
+    """What the rule may choose, each with its threads; of groups below 128 those for one to 8 rows of float16."""
     found = {
         GATHER: GATHER_THREADS,
         STREAM: STREAM_THREADS,
         SEARCH: SEARCH_THREADS,
         COLUMNS: COLUMNS_THREADS,
     }
-    for bits, zeros_differ, scales in itertools.product((8, 4), (False, True), (1, 2, 4)):
-        form = Form(bits, zeros_differ, scales)
-        for dtype, outputs in itertools.product(HALVES, (1, 1 << 20)):
-            blocks = product.blocks_for(form, dtype, outputs, 1)
-            for block, gated in itertools.product(blocks.decode, (False, True)):
-                if scales == 1 or (block.row_groups == 1 and dtype == torch.float16):
-                    found[decode_unit(form, dtype, block, gated)] = block.threads
-            found[wide_unit(form, dtype, blocks.wide)] = blocks.wide.threads
+    for form, dtype, outputs in itertools.product(FORMS, HALVES, (1, 1 << 20)):
+        blocks = product.blocks_for(form, dtype, outputs, 1)
+        for block, gated in itertools.product(blocks.decode, (False, True)):
+            if form.scales_per_step == 1 or (block.row_groups == 1 and dtype == torch.float16):
+                found[decode_unit(form, dtype, block, gated)] = block.threads
+        found[wide_unit(form, dtype, blocks.wide)] = blocks.wide.threads
     for form, dtype in itertools.product((Form(8, False, 1), Form(4, True, 4)), (*HALVES, torch.float32)):
         found[expand_unit(form, dtype)] = EXPAND_THREADS
+    return found
+
+
+def published_units(target: int) -> dict[Unit, int]:
+    """What the tables of measured blocks choose on cards of an architecture."""
+    found = {}
+    for table_file in Path(tuning.__file__).parent.glob(f"blocks-sm_{target}-*.json"):
+        table = tuning.read_table(table_file)
+        for form, dtype in itertools.product(FORMS, HALVES):
+            kind = tuning.table_entry(form, (0, 0), dtype).removeprefix("0x0")
+            for blocks in {blocks for name, blocks in table.items() if name.endswith(kind)}:
+                for block, gated in itertools.product(blocks.decode, (False, True)):
+                    found[decode_unit(form, dtype, block, gated)] = block.threads
+                found[wide_unit(form, dtype, blocks.wide)] = blocks.wide.threads
     return found
 
 
@@ -142,7 +157,7 @@ def table() -> Path:
 def state() -> str:
     """Hash of all that the outcome depends on."""
     package = Path(compiler.__file__).parent
-    files = [Path(__file__), table(), *package.glob("*.py"), *compiler.SOURCES.iterdir()]
+    files = [Path(__file__), table(), *package.glob("*.py"), *package.glob("*.json"), *compiler.SOURCES.iterdir()]
     return sha256_of_value([path.read_text() for path in sorted(files) if path.exists()])
 
 
@@ -163,13 +178,17 @@ def main(arguments: list[str]) -> int:
     if PASSED.exists() and PASSED.read_text() == state():
         print("CUDA kernels: unchanged since they last passed")
         return 0
-    jobs = [(unit, threads, target) for unit, threads in units().items() for target in ARCHITECTURES]
+    jobs = [
+        (unit, threads, target)
+        for target in ARCHITECTURES
+        for unit, threads in (units() | published_units(target)).items()
+    ]
     with ProcessPoolExecutor() as pool:
         results = list(pool.map(read, *zip(*jobs, strict=True)))
     names = [" ".join(f"{unit.source} {unit.shape} sm_{target}".split()) for unit, _, target in jobs]
     found = {name: asdict(reading) for name, (reading, _) in zip(names, results, strict=True)}
     if "--write" in arguments:
-        lines = (f"{json.dumps(name)}: {json.dumps(values)}" for name, values in found.items())
+        lines = (f"{json.dumps(name)}: {json.dumps(values)}" for name, values in sorted(found.items()))
         table().write_text("{\n" + ",\n".join(lines) + "\n}\n")
     complaints = [f"{name}: {what}" for name, (_, wrong) in zip(names, results, strict=True) for what in wrong]
     complaints += complaints_about(found)

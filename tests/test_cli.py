@@ -70,7 +70,7 @@ def test_quantize_evaluate_and_inspect(run, stories_folder, text, tmp_path):
     assert code == 0
     assert "scheme\t8-bit-64g symmetric" in output
     kernel = "native CPU" if cpu.missing_library() is None else "reference"
-    refusals = "CUDA: it runs on NVIDIA GPUs, not on cpu; Triton: it runs on NVIDIA GPUs, not on the device cpu"
+    refusals = "CUDA: it runs on NVIDIA GPUs, not on cpu; Triton: it runs on NVIDIA GPUs, not on cpu"
     assert f"35\t8-bit-64g symmetric\t{kernel}\t{refusals}" in output
     assert "model.safetensors\twhole" in output
 

@@ -14,7 +14,7 @@ from octavo.schemes import QuantScheme
 from random_weights import column_groups, random_dense, random_quantized
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
-NO_GPU = "it runs on NVIDIA GPUs, not on the device cpu"
+NO_GPU = "it runs on NVIDIA GPUs, not on cpu"
 EIGHT = QuantScheme(8, 32, True)
 
 

@@ -167,7 +167,22 @@ def test_few_rows_of_four_bits_get_blocks_by_their_outputs():
     assert first(layout.Form(4, True, 1), torch.float16, 27648) == Block(1, 1, 4)
     assert first(layout.Form(4, True, 1), torch.float16, 5120) == Block(1, 2, 8)
     assert first(layout.Form(4, True, 4), torch.float16, 5120) == Block(1, 1, 8)
-    assert first(layout.Form(4, False, 1), torch.bfloat16, 5120) == Block(1, 1, 8)
+    assert first(layout.Form(4, False, 1), torch.bfloat16, 5120) == Block(1, 2, 8)
+    assert first(layout.Form(4, False, 1), torch.bfloat16, 27648) == Block(1, 2, 4)
+    assert first(layout.Form(4, False, 4), torch.bfloat16, 5120) == Block(1, 1, 8)
+
+
+def test_sixteen_rows_get_blocks_by_their_outputs():
+    def more(form: layout.Form, dtype: torch.dtype, outputs: int) -> Block:
+        return product.blocks_for(form, dtype, outputs, 132).decode[1]
+
+    assert more(layout.Form(8, False, 1), torch.float16, 27648) == Block(2, 1, 4)
+    assert more(layout.Form(8, False, 1), torch.bfloat16, 27648) == Block(2, 2, 8)
+    assert more(layout.Form(4, False, 1), torch.float16, 27648) == Block(2, 2, 4)
+    assert more(layout.Form(4, False, 1), torch.float16, 5120) == Block(2, 1, 4)
+    assert more(layout.Form(4, False, 1), torch.bfloat16, 27648) == Block(2, 2, 4)
+    assert more(layout.Form(4, False, 1), torch.bfloat16, 5120) == Block(2, 2, 8)
+    assert more(layout.Form(4, False, 4), torch.bfloat16, 5120) == Block(2, 1, 4)
 
 
 @pytest.mark.parametrize("dtype", DTYPES[:2])

@@ -11,25 +11,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int32
 from torch import Tensor
 
-from octavo.kernels.cuda import layout
+from octavo.kernels.cuda import layout, units
 from octavo.kernels.cuda.driver import Function, load
-from octavo.kernels.cuda.units import (
-    EXPAND_STEPS,
-    EXPAND_THREADS,
-    GATHER,
-    GATHER_THREADS,
-    Block,
-    DecodeArguments,
-    ExpandArguments,
-    GatherArguments,
-    Rows,
-    WideArguments,
-    WideBlock,
-    decode_unit,
-    expand_unit,
-    offsets_of,
-    wide_unit,
-)
+from octavo.kernels.cuda.units import Block, WideBlock
 
 COLUMNS_PER_LOAD = 8
 BYTES_PER_LOAD = 16
@@ -93,17 +77,21 @@ class Prepared:
 
 
 def blocks_for(form: layout.Form, dtype: torch.dtype, outputs: int, processors: int) -> Blocks:
-    """What was fastest on an H200 for the widths of 13B (docs/log.md).
+    """A rule for shapes that were not measured, made from those that were, on an H200 (docs/log.md).
 
     Four bits are read so fast that a block lasts little longer than its start and its end: few outputs get two
-    tiles to a block, many get blocks of four warps, of which more begin at once.
+    tiles to a block, many get blocks of four warps, of which more begin at once. Bfloats, and sixteen rows, cost
+    instructions once per block, so two tiles share them.
     """
     many = outputs >= 2 * layout.BLOCK_ROWS * processors
-    lean = form.bits == 4 and form.scales_per_step == 1 and dtype == torch.float16
-    few_rows = Block(1, 1, 8)
-    if lean:
-        few_rows = Block(1, 1, 4) if many else Block(1, 2, 8)
-    return Blocks((few_rows, Block(2, 1, 4)), _wide_block(form, outputs, processors))
+    bfloats, whole_steps = dtype == torch.bfloat16, form.scales_per_step == 1
+    few_rows, more_rows = Block(1, 1, 8), Block(2, 1, 4)
+    if form.bits == 4 and whole_steps:
+        few_rows = Block(1, 2 if bfloats or not many else 1, 4 if many else 8)
+        more_rows = Block(2, 2 if bfloats or many else 1, 4 if many or not bfloats else 8)
+    elif bfloats and whole_steps:
+        more_rows = Block(2, 2, 8)
+    return Blocks((few_rows, more_rows), _wide_block(form, outputs, processors))
 
 
 def _wide_block(form: layout.Form, outputs: int, processors: int) -> WideBlock:
@@ -131,8 +119,8 @@ def with_kernels(
         order = torch.arange(packed.slots, dtype=torch.int32, device=device)
         order[shape[1] :] = -1
     form, halves = packed.form, dtype != torch.float32
-    decode = [(block, decode_unit(form, dtype, block, gated)) for block in blocks.decode if halves]
-    wide = load(wide_unit(form, dtype, blocks.wide), blocks.wide.threads, device) if halves else None
+    decode = [(block, units.decode_unit(form, dtype, block, gated)) for block in blocks.decode if halves]
+    wide = load(units.wide_unit(form, dtype, blocks.wide), blocks.wide.threads, device) if halves else None
     return Prepared(
         packed=packed,
         shape=shape,
@@ -141,8 +129,8 @@ def with_kernels(
         processors=processors,
         decoders=tuple(Decoder(block, load(unit, block.threads, device)) for block, unit in decode),
         multiplier=None if wide is None else Multiplier(blocks.wide, wide),
-        expand=load(expand_unit(form, dtype), EXPAND_THREADS, device),
-        gather=load(GATHER, GATHER_THREADS, device),
+        expand=load(units.expand_unit(form, dtype), units.EXPAND_THREADS, device),
+        gather=load(units.GATHER, units.GATHER_THREADS, device),
         order=order,
     )
 
@@ -156,15 +144,14 @@ def decoded(
     packed, outputs = prepared.packed, prepared.shape[0]
     decoder = next(each for each in prepared.decoders if len(rows) <= each.block.rows)
     results = rows.new_empty(len(rows), outputs // 2 if prepared.gated else outputs)
-    arguments = DecodeArguments(
-        packed.codes.data_ptr(),
-        packed.scales.data_ptr(),
-        Rows(rows.data_ptr(), *rows.shape, rows.shape[1]),
+    arguments = units.DecodeArguments(
+        *_addresses(packed),
+        units.rows_of(rows),
         None if residual is None else residual.data_ptr(),
         results.data_ptr(),
         outputs,
         packed.steps,
-        offsets_of(packed),
+        units.offsets_of(packed),
     )
     decoder.function.launch((-(-outputs // decoder.block.outputs), 1), arguments)
     return results
@@ -185,16 +172,15 @@ def _wide_parts(
     wanted = prepared.processors // (wide * high)
     splits = max(1, min(wanted, MOST_SPLITS, packed.steps // FEWEST_STEPS))
     sums = torch.empty(splits, len(rows), outputs, dtype=torch.float32, device=rows.device)
-    arguments = WideArguments(
-        packed.codes.data_ptr(),
-        packed.scales.data_ptr(),
-        Rows(rows.data_ptr(), *rows.shape, rows.shape[1]),
+    arguments = units.WideArguments(
+        *_addresses(packed),
+        units.rows_of(rows),
         sums.data_ptr(),
         outputs,
         packed.steps,
         -(-outputs // layout.TILE_ROWS),
         high,
-        offsets_of(packed),
+        units.offsets_of(packed),
     )
     multiplier.function.launch((wide * high, splits), arguments)
     return sums
@@ -210,8 +196,10 @@ def by_slot(rows: Float[Tensor, "rows in_features"], prepared: Prepared) -> Floa
         return F.pad(rows, (0, 1))[:, order]  # -1 picks the zero behind the last column
     rows = rows.contiguous()
     gathered = rows.new_empty(len(rows), len(order))
-    arguments = GatherArguments(rows.data_ptr(), order.data_ptr(), gathered.data_ptr(), rows.shape[1], len(order))
-    prepared.gather.launch((-(-len(order) // GATHER_THREADS), len(rows)), arguments)
+    arguments = units.GatherArguments(
+        rows.data_ptr(), order.data_ptr(), gathered.data_ptr(), rows.shape[1], len(order)
+    )
+    prepared.gather.launch((-(-len(order) // units.GATHER_THREADS), len(rows)), arguments)
     return gathered
 
 
@@ -219,15 +207,13 @@ def expanded(prepared: Prepared, width: int) -> Float[Tensor, "out_features widt
     """The first `width` slots of the weight as numbers of the prepared dtype."""
     packed, outputs = prepared.packed, prepared.shape[0]
     weights = torch.empty(outputs, width, dtype=prepared.dtype, device=packed.codes.device)
-    arguments = ExpandArguments(
-        packed.codes.data_ptr(),
-        packed.scales.data_ptr(),
-        weights.data_ptr(),
-        outputs,
-        width,
-        packed.steps,
-        offsets_of(packed),
-    )
-    grid = (-(-packed.steps // EXPAND_STEPS), -(-outputs // layout.TILE_ROWS))
+    size = (outputs, width, packed.steps)
+    offsets = units.offsets_of(packed)
+    arguments = units.ExpandArguments(*_addresses(packed), weights.data_ptr(), *size, offsets)
+    grid = (-(-packed.steps // units.EXPAND_STEPS), -(-outputs // layout.TILE_ROWS))
     prepared.expand.launch(grid, arguments)
     return weights
+
+
+def _addresses(packed: layout.Packed) -> tuple[int, int]:
+    return packed.codes.data_ptr(), packed.scales.data_ptr()

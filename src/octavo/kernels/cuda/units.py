@@ -5,6 +5,7 @@ import struct
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from octavo.kernels.cuda import layout
 from octavo.kernels.cuda.compiler import Unit
@@ -68,6 +69,9 @@ class Offsets(ctypes.Structure):
     _fields_ = [("upper", ctypes.c_uint), ("lower", ctypes.c_uint)]
 
 
+WEIGHT = [("codes", ctypes.c_void_p), ("scales", ctypes.c_void_p)]  # with which arguments begin that have one
+
+
 class Rows(ctypes.Structure):
     """Of native/cuda/activations.cuh."""
 
@@ -83,8 +87,7 @@ class DecodeArguments(ctypes.Structure):
     """Of native/cuda/decode.cuh."""
 
     _fields_ = [
-        ("codes", ctypes.c_void_p),
-        ("scales", ctypes.c_void_p),
+        *WEIGHT,
         ("rows", Rows),
         ("residual", ctypes.c_void_p),
         ("outputs", ctypes.c_void_p),
@@ -98,8 +101,7 @@ class WideArguments(ctypes.Structure):
     """Of native/cuda/wide.cuh."""
 
     _fields_ = [
-        ("codes", ctypes.c_void_p),
-        ("scales", ctypes.c_void_p),
+        *WEIGHT,
         ("rows", Rows),
         ("sums", ctypes.c_void_p),
         ("width", ctypes.c_int),
@@ -114,8 +116,7 @@ class ExpandArguments(ctypes.Structure):
     """Of native/cuda/expand.cuh."""
 
     _fields_ = [
-        ("codes", ctypes.c_void_p),
-        ("scales", ctypes.c_void_p),
+        *WEIGHT,
         ("weights", ctypes.c_void_p),
         ("outputs", ctypes.c_int),
         ("width", ctypes.c_int),
@@ -209,6 +210,11 @@ def offsets_of(packed: layout.Packed) -> Offsets:
     """The zero of all groups as the kernels take it; unused where groups differ."""
     upper, lower = layout.offsets(packed.zero, packed.form.bits)
     return Offsets(_pair(upper), _pair(lower))
+
+
+def rows_of(rows: Tensor) -> Rows:
+    """Rows in plain memory as the kernels take them."""
+    return Rows(rows.data_ptr(), *rows.shape, rows.shape[1])
 
 
 def _words(form: layout.Form) -> str:

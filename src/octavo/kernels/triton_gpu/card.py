@@ -39,7 +39,7 @@ def place_on(device: torch.device, dtype: torch.dtype) -> Place:
 def why_not_on(device: torch.device) -> str | None:
     """Why no Triton kernel runs on a device; None where they do."""
     if device.type != "cuda":
-        return f"it runs on NVIDIA GPUs, not on the device {device.type}"
+        return f"it runs on NVIDIA GPUs, not on {device.type}"
     if torch.version.cuda is None or not torch.cuda.is_available():
         return "PyTorch sees no NVIDIA GPU here"
     if find_spec("triton") is None:
