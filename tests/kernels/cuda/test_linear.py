@@ -13,8 +13,13 @@ from octavo.kernels.cuda.compiler import Unit
 from octavo.kernels.cuda.driver import Function
 from octavo.kernels.cuda.product import Blocks
 from octavo.kernels.cuda.units import GATHER, Block, WideBlock, decode_unit, expand_unit, wide_unit
-from octavo.schemes import QuantScheme
+from octavo.model.load import open_folder
+from octavo.quantization.blocks import Observer
+from octavo.quantization.pipeline import Destination, quantize_folder
+from octavo.quantization.recipe import Recipe
+from octavo.schemes import QuantScheme, SchemePlan
 from octavo.weights import QuantizedWeight, dequantize, sequential_groups
+from small_models import small_calibration, write_model
 
 CPU = torch.device("cpu")
 BLOCKS = Blocks((Block(1, 1, 4), Block(2, 1, 2)), WideBlock(4, 2, 1))
@@ -111,6 +116,26 @@ def test_inputs_of_any_shape_and_place_are_taken(launched, permuted):
     assert torch.equal(linear.matmul(shifted, prepared), expected)
     assert torch.equal(linear.matmul(batch[0, 1], prepared), expected[0])
     assert linear.matmul(batch[:0], prepared).shape == (0, 3, OUTPUTS)
+
+
+def test_act_order_groups_and_true_sequential_together(launched, tmp_path):
+    """What a whole job solves, of columns in the order of their activations, group by group, stage after stage."""
+    source = write_model(tmp_path / "dense")
+    recipe = Recipe(SchemePlan(SCHEMES[1]), act_order="group")
+    quantize_folder(source, Destination(tmp_path / "out"), recipe, small_calibration(), CPU, Observer())
+    folder = open_folder(tmp_path / "out")
+    for name, shape in {
+        "self_attn.o_proj": (48, 48),
+        "mlp.gate_proj": (70, 48),
+        "mlp.down_proj": (48, 70),
+    }.items():
+        weight = folder.weight(f"model.layers.1.{name}", shape)
+        assert isinstance(weight, QuantizedWeight)
+        assert not torch.equal(weight.group_of_column, weight.group_of_column.sort().values)
+        prepared = prepare(weight, torch.float16)
+        for count in (1, 16, 33, 65):
+            rows = torch.randn(count, shape[1]).half()
+            assert error(linear.matmul(rows, prepared), rows, weight) < TOLERANCE[torch.float16]
 
 
 def test_a_row_is_the_same_alone_and_in_company(launched):
