@@ -15,6 +15,7 @@ from octavo import CalibrationSpec, api, quantize
 from octavo.errors import CheckpointError, OutputError, UsageError
 from octavo.evaluation.spec import ComparisonSpec
 from octavo.records import as_json, sha256_of_file
+from octavo.report import card
 from octavo.report.card import CardSpec, files_to_publish, write_card
 from octavo.report.tables import as_markdown
 
@@ -126,6 +127,12 @@ def test_the_pictures_are_pictures_and_stand_in_the_text(spec: CardSpec) -> None
         with Image.open(spec.folder / picture) as image:
             assert image.format == "PNG" and image.size == (960, 540)
             assert len(image.convert("RGB").getcolors(2**20) or []) > 20  # axes alone have fewer
+
+
+def test_a_picture_of_a_former_card_is_not_taken_over(spec: CardSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_card(spec, LOADS)
+    monkeypatch.setattr(card, "_histograms", lambda source: {})
+    assert "kl-divergence.png" not in write_card(spec, LOADS).read_text()
 
 
 def test_written_again_it_is_the_same(spec: CardSpec) -> None:

@@ -60,11 +60,13 @@ def write_card(spec: CardSpec, loads: Sequence[dict[str, Any]]) -> Path:
     source = read_source(spec, loads)
     linears = [LinearRecord(**linear) for linear in source.quantization["linears"]]
     (spec.folder / PLOTS).mkdir(exist_ok=True)
+    pictures = []  # those of these records; a former card may have left others
     if any(linear.loss is not None for linear in linears):
         plot_layer_errors(linears, spec.folder / LAYER_ERRORS)
+        pictures.append(LAYER_ERRORS)
     if histograms := _histograms(source):
         plot_divergences(histograms, spec.folder / DIVERGENCES)
-    pictures = [path for path in (LAYER_ERRORS, DIVERGENCES) if (spec.folder / path).exists()]
+        pictures.append(DIVERGENCES)
     write_bytes(card, card_of(source, pictures).encode())
     return card
 
@@ -131,7 +133,7 @@ def _license(base_folder: Path, source: dict[str, str]) -> str | None:
     card = base_folder / CARD
     if not card.exists():
         return None
-    content = read_bounded(card, LARGEST_CARD, CheckpointError).decode()
+    content = read_bounded(card, LARGEST_CARD, CheckpointError).decode(errors="replace")
     license_name: str | None = getattr(ModelCard(content).data, "license", None)
     return license_name
 
