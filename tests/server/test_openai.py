@@ -1,6 +1,7 @@
 """The scenarios that clients depend on, driven by OpenAI's own client."""
 
 import json
+import math
 from concurrent.futures import ThreadPoolExecutor
 
 import openai
@@ -8,6 +9,7 @@ import pytest
 
 from octavo.evaluation.scoring import score
 from octavo.model.chat import VICUNA_SYSTEM
+from octavo.server.shapes import finite_logprob
 from serving import bytewise_model, running, vicuna_stories
 
 HELLO = [{"role": "user", "content": "Once upon a time"}]
@@ -384,3 +386,7 @@ def test_tokenize_and_back_in_the_shape_of_vllm(server):
     info = server.client.get("/tokenizer_info", params={"model": "bytes"}).json()
     assert info["bos_token"] == "<s>" and info["eos_token"] == "</s>" and "assistant" in info["chat_template"]
     assert server.client.get("/tokenizer_info").json()["chat_template"] is None
+
+
+def test_what_json_cannot_say_of_a_probability_of_zero():
+    assert (finite_logprob(-math.inf), finite_logprob(-1.5)) == (-9999.0, -1.5)

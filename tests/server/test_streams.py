@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from octavo.runtime.requests import EngineLimits
+from octavo.server import generation
 from octavo.server import shelf as shelves
 from octavo.server.settings import CallLimits
 from serving import bytewise_model, events_of, load_on_cpu, running, wait_until
@@ -74,18 +75,22 @@ def test_a_client_that_leaves_stops_its_reply(server, stream):
         ("/page/write", {"model": "bytes", "prompt": "ab", "max_tokens": 400}),
         ("/v1/completions", {**LONG, "stream": True}),
         ("/v1/completions", LONG),
+        ("/v1/chat/completions", {**CHAT, "max_tokens": 400, "stream": True}),
     ],
 )
 def test_a_client_that_left_before_the_answer_began_stops_its_reply(server, monkeypatch, path, body):
     slowed(server, 0.01)
-    gone = threading.Event()
-    encode = type(server.shelf.served[0].tokenizer).encode
+    gone, tokenizer = threading.Event(), type(server.shelf.served[0].tokenizer)
 
-    def late(tokenizer, *arguments, **options):
-        gone.wait(20)
-        return encode(tokenizer, *arguments, **options)
+    def late(function):
+        def waited(*arguments, **options):
+            gone.wait(20)
+            return function(*arguments, **options)
 
-    monkeypatch.setattr(type(server.shelf.served[0].tokenizer), "encode", late)
+        return waited
+
+    monkeypatch.setattr(tokenizer, "encode", late(tokenizer.encode))
+    monkeypatch.setattr(generation, "encode_conversation", late(generation.encode_conversation))
     connection = raw_request(server, body, path)
     time.sleep(0.1)
     connection.close()
@@ -333,6 +338,7 @@ def test_metrics_count_what_happened(server):
     assert lines['octavo_http_responses_total{status="404"}'] == "1.0"
     assert lines['octavo_time_to_first_token_seconds_count{model="bytes"}'] == "1.0"
     assert lines['octavo_time_between_tokens_seconds_count{model="bytes"}'] == "4.0"
+    assert float(lines['octavo_time_between_tokens_seconds_sum{model="bytes"}']) > 0
     assert lines['octavo_pages_held{model="bytes"}'] == "0.0"
 
 

@@ -206,9 +206,13 @@ def test_a_stream_that_is_none_is_one_sentence(event):
         list(RemotePartner(url, "a", None).reply([Message("user", "a")], ReplySettings(), ReplyStatistics()))
 
 
-def test_an_endless_line_is_not_read_to_its_end():
-    endless = b"data: " + b"1" * (3 * partners.LONGEST_EVENT)
-    with answering(endless) as url, pytest.raises(UsageError, match="cannot be read"):
+def test_an_endless_line_is_not_read_to_its_end(monkeypatch):
+    monkeypatch.setattr(partners, "LONGEST_EVENT", 50)
+    event = json.dumps({"choices": [{"delta": {"content": "a" * 50}}]}).encode()
+    with (
+        answering(b"data: " + event + b"\n\ndata: [DONE]\n\n") as url,
+        pytest.raises(UsageError, match="cannot be read"),
+    ):
         list(RemotePartner(url, "a", None).reply([Message("user", "a")], ReplySettings(), ReplyStatistics()))
 
 
