@@ -59,7 +59,8 @@ def ask_tasks(
 def task_of(name: str) -> str | dict[str, Any]:
     """A task as the harness takes it: a name that it knows, or what a YAML file says.
 
-    The file is data: tags that would run code of it are refused.
+    Tags that would run code of it are refused. The harness renders a task's templates outside of any sandbox, so
+    a file of a stranger is to be read before it is used.
     """
     if not name.endswith((".yaml", ".yml")):
         return name
