@@ -100,9 +100,10 @@ class TextView {
   #promptPanel() {
     this.saved = element("select", { onchange: () => this.#takePrompt() });
     const save = async () => {
+      const text = textOf(this.pieces); // a reply may go on being written while the name is asked
       const name = await askForText("Save text as a prompt", "Name");
       if (!name) return;
-      await append({ kind: "prompt", chat: null, name, text: textOf(this.pieces) });
+      await append({ kind: "prompt", chat: null, name, text });
       await this.#listPrompts(name);
     };
     this.#listPrompts();
