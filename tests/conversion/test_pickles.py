@@ -4,6 +4,8 @@ import json
 import os
 import pickle
 import struct
+import subprocess
+import sys
 import time
 import zipfile
 from pathlib import Path
@@ -133,6 +135,19 @@ def test_hostile_files_are_refused_in_words_and_in_time(tmp_path, write):
     assert str(path) in str(refused.value) and str(refused.value).endswith("from a source that you trust")
     assert time.monotonic() - started < LONGEST
     assert not (tmp_path / "touched").exists()
+
+
+def test_no_file_makes_the_process_take_all_memory(tmp_path):
+    path = tmp_path / "small.pt"
+    path.write_bytes(bytes(1000))
+    program = (
+        "import sys; from pathlib import Path; from octavo.conversion import pickle_process as reader\n"
+        "import torch; reader.limit_process([Path(sys.argv[1])])\n"
+        "torch.zeros(2**28); print('a gigabyte')\n"
+        "bytearray(reader.MEMORY_BESIDE_THE_FILES)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True, check=False)
+    assert done.stdout == "a gigabyte\n" and done.stderr.endswith("MemoryError\n")
 
 
 def test_truncated_files_are_refused(tmp_path):

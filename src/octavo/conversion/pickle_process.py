@@ -15,7 +15,7 @@ from typing import Any
 
 from octavo.checkpoint.tensors import tensor_bytes
 
-MEMORY_BESIDE_THE_FILES = 3 * 2**30  # bytes of address space, most of it torch's libraries
+MEMORY_BESIDE_THE_FILES = 3 * 2**30  # bytes that may be written to; torch itself takes a part of them
 SECONDS_AT_LEAST = 60
 BYTES_PER_SECOND = 20 * 10**6  # of a slow disk
 MOST_ENTRIES = 2**16
@@ -43,7 +43,8 @@ def limit_process(paths: list[Path]) -> None:
     size = sum(path.stat().st_size for path in paths)
     memory = MEMORY_BESIDE_THE_FILES + 2 * size
     seconds = SECONDS_AT_LEAST + 4 * size // BYTES_PER_SECOND
-    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    # Not the whole address space: a torch with CUDA maps gigabytes of libraries into that.
+    resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))  # it writes to its pipe only
 

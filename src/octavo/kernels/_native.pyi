@@ -186,7 +186,7 @@ def add_gram(
     total: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order="C", device="cpu")],
     inputs: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order="C", device="cpu", writable=False)],
     pool: Pool | None = None,
-    isa: Isa = Isa.vnni,
+    isa: Isa = ...,
 ) -> None:
     """Adds inputs^T inputs to `total`, on and above the diagonal at least."""
 
@@ -225,7 +225,7 @@ def solve_columns(
     scales: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order="C", device="cpu")],
     zeros: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order="C", device="cpu")],
     pool: Pool | None = None,
-    isa: Isa = Isa.vnni,
+    isa: Isa = ...,
 ) -> None: ...
 def normalize(
     inputs: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order="C", device="cpu", writable=False)],
@@ -233,13 +233,13 @@ def normalize(
     epsilon: float,
     outputs: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order="C", device="cpu")],
     pool: Pool | None = None,
-    isa: Isa = Isa.vnni,
+    isa: Isa = ...,
 ) -> None: ...
 def gate(
     inputs: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order="C", device="cpu", writable=False)],
     outputs: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order="C", device="cpu")],
     pool: Pool | None = None,
-    isa: Isa = Isa.vnni,
+    isa: Isa = ...,
 ) -> None:
     """silu(gates) * ups, side by side in each row."""
 
@@ -265,7 +265,7 @@ def attend(
     rule: HeadRule,
     outputs: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order="C", device="cpu")],
     pool: Pool | None = None,
-    isa: Isa = Isa.vnni,
+    isa: Isa = ...,
 ) -> None:
     """
     Attention of whole sequences; each row of inputs is [queries, keys, values].

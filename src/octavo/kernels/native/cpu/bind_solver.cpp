@@ -82,7 +82,7 @@ void solve_columns_of(Array<const float, 2> weight, const Hessian& hessian, cons
 
 void bind_solver(nb::module_& module) {
     module.def("add_gram", &add_gram_of, nb::arg("total").noconvert(), nb::arg("inputs"), nb::arg("pool") = nb::none(),
-               nb::arg("isa") = best_isa(), "Adds inputs^T inputs to `total`, on and above the diagonal at least.");
+               nb::arg("isa").sig("...") = best_isa(), "Adds inputs^T inputs to `total`, on and above the diagonal at least.");
     nb::class_<Rule>(module, "GridRule", "How a weight's groups are formed, and their grids found.")
         .def("__init__", &init_rule, nb::arg("group_size"), nb::arg("static_groups"), nb::arg("symmetric"),
              nb::arg("bits"), nb::arg("smallest_zero"), nb::arg("shrinks"));
@@ -96,5 +96,5 @@ void bind_solver(nb::module_& module) {
     module.def("solve_columns", &solve_columns_of, nb::arg("weight"), nb::arg("hessian"), nb::arg("rule"),
                nb::arg("codes").noconvert(), nb::arg("scales").noconvert(),
                nb::arg("zeros").noconvert(), nb::arg("pool") = nb::none(),
-               nb::arg("isa") = best_isa());
+               nb::arg("isa").sig("...") = best_isa());
 }

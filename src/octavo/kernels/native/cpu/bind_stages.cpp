@@ -64,9 +64,9 @@ void attend(Array<const float, 2> inputs, const Step& step, const HeadRule& rule
 
 void bind_stages(nb::module_& module) {
     module.def("normalize", &normalize, nb::arg("inputs"), nb::arg("weight"), nb::arg("epsilon"), nb::arg("outputs").noconvert(),
-               nb::arg("pool") = nb::none(), nb::arg("isa") = best_isa());
+               nb::arg("pool") = nb::none(), nb::arg("isa").sig("...") = best_isa());
     module.def("gate", &gate, nb::arg("inputs"), nb::arg("outputs").noconvert(), nb::arg("pool") = nb::none(),
-               nb::arg("isa") = best_isa(), "silu(gates) * ups, side by side in each row.");
+               nb::arg("isa").sig("...") = best_isa(), "silu(gates) * ups, side by side in each row.");
     nb::class_<HeadRule>(module, "HeadRule", "How a layer attends.")
         .def(
             "__init__",
@@ -80,6 +80,6 @@ void bind_stages(nb::module_& module) {
             nb::arg("heads"), nb::arg("kv_heads"), nb::arg("head_dim"), nb::arg("window"),
             nb::arg("query_norm").none(), nb::arg("key_norm").none(), nb::arg("epsilon"));
     module.def("attend", &attend, nb::arg("inputs"), nb::arg("step"), nb::arg("rule"), nb::arg("outputs").noconvert(),
-               nb::arg("pool") = nb::none(), nb::arg("isa") = best_isa(),
+               nb::arg("pool") = nb::none(), nb::arg("isa").sig("...") = best_isa(),
                "Attention of whole sequences; each row of inputs is [queries, keys, values].");
 }
