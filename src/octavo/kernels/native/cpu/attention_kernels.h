@@ -20,7 +20,7 @@ constexpr std::int64_t cache_line = 64;  // bytes
 // The positions of a block in the cache, and what is worked out for it.
 struct AttentionMemory {
     RowsAt<float> queries;                        // [lines][head_dim], normed, rotated, scaled by 1 / sqrt(head_dim)
-    RowsAt<float> keys;                           // [head_dim][block_positions]
+    RowsAt<float> keys;                           // [head_dim][key_stride]
     RowsAt<float> decoded_keys;                   // [lane_count][head_dim], where the cache is in 8 bits
     RowsAt<float> decoded_values;                 // [block_positions][head_dim], likewise
     RowsAt<float> weights;                        // [lines][block_positions]
@@ -34,7 +34,7 @@ struct AttentionMemory {
             return taken;
         };
         queries = rows(lines, shape.padded_dim());
-        keys = rows(shape.head_dim, block_positions);
+        keys = rows(shape.head_dim, key_stride);
         decoded_keys = rows(lane_count, shape.head_dim);
         decoded_values = rows(block_positions, shape.head_dim);
         weights = rows(lines, block_positions);
@@ -43,17 +43,22 @@ struct AttentionMemory {
     }
 };
 
+enum class Sums { added, set };  // to what was there, or in its place
+
 // products[l][c] += sum over k, in order, of left[l][k] * right[k][c], for `count` columns c from `column` on: one
 // vector of them that may be shorter, or `vectors` whole ones.
-template <class Floats, int lines, int vectors, class Right>
-void multiply_tile(RowsAt<const float> left, Right right, Range k, RowsAt<float> products, std::int64_t column,
-                   int count) {
+template <class Floats, int lines, int vectors, Sums how, class Right>
+[[gnu::always_inline]] inline void multiply_tile(RowsAt<const float> left, Right right, Range k,
+                                                 RowsAt<float> products, std::int64_t column, int count) {
     const auto load = [&](const float* values, int v) {
         return vectors == 1 ? Floats::load_first(values, count) : Floats::load(values + v * lane_count);
     };
     Floats sums[lines][vectors];
     for (int l = 0; l < lines; ++l) {
-        for (int v = 0; v < vectors; ++v) sums[l][v] = Floats::load(products[l] + column + v * lane_count);
+        for (int v = 0; v < vectors; ++v) {
+            sums[l][v] = how == Sums::set ? Floats::broadcast(0.0f)
+                                          : Floats::load(products[l] + column + v * lane_count);
+        }
     }
     for (std::int64_t i = k.begin; i < k.end; ++i) {
         Floats factors[vectors];
@@ -69,20 +74,22 @@ void multiply_tile(RowsAt<const float> left, Right right, Range k, RowsAt<float>
 }
 
 // The same for `count` lines, 1 … `most`, and columns `columns.begin` …; products have room for whole vectors.
-template <class Floats, int most = Floats::tile_lines, class Right>
+template <class Floats, Sums how, int most = Floats::tile_lines, class Right>
 void multiply_lines(std::int64_t count, RowsAt<const float> left, Right right, Range k, RowsAt<float> products,
                     Range columns) {
     if constexpr (most > 1) {
-        if (count < most) return multiply_lines<Floats, most - 1>(count, left, right, k, products, columns);
+        if (count < most) return multiply_lines<Floats, how, most - 1>(count, left, right, k, products, columns);
     }
     constexpr int at_once = Floats::tile_vectors * lane_count;
     std::int64_t column = columns.begin;
     for (; column + at_once <= columns.end; column += at_once) {
-        multiply_tile<Floats, most, Floats::tile_vectors>(left, right, k, products, column, at_once);
+        multiply_tile<Floats, most, Floats::tile_vectors, how>(left, right, k, products, column, at_once);
     }
-    for (; column < columns.end; column += lane_count) {
-        const int rest = static_cast<int>(columns.end - column < lane_count ? columns.end - column : lane_count);
-        multiply_tile<Floats, most, 1>(left, right, k, products, column, rest);
+    for (; column + lane_count <= columns.end; column += lane_count) {
+        multiply_tile<Floats, most, 1, how>(left, right, k, products, column, lane_count);
+    }
+    if (column < columns.end) {
+        multiply_tile<Floats, most, 1, how>(left, right, k, products, column, static_cast<int>(columns.end - column));
     }
 }
 
@@ -235,6 +242,7 @@ void transpose_keys(const CacheMemory& cache, std::int64_t head_dim, Range posit
 template <class Floats>
 void weigh(Range seen, float* weights, float* sums) {
     const auto visible = [&](std::int64_t p, Floats inside, float outside) {
+        if (seen.begin <= p && p + lane_count <= seen.end) return inside;
         const auto bound = [&](std::int64_t to) {
             return static_cast<int>(to < p ? 0 : to > p + lane_count ? lane_count : to - p);
         };
@@ -257,11 +265,11 @@ void weigh(Range seen, float* weights, float* sums) {
     sums[1] = sum(total);
 }
 
-// Adds the weighted values of `count` lines. Each goes through the positions it sees and no others, in order; those
-// that all of them see are gone through together.
+// Adds the weighted values of `count` lines in some of the columns. Each goes through the positions it sees and no
+// others, in order; those that all of them see are gone through together.
 template <class Floats>
 void add_values(std::int64_t count, const Range* seen, RowsAt<const float> weights, const float* const* values,
-                RowsAt<float> sums, std::int64_t head_dim) {
+                RowsAt<float> sums, Range columns) {
     Range common = seen[0];
     for (std::int64_t l = 1; l < count; ++l) {
         if (seen[l].begin > common.begin) common.begin = seen[l].begin;
@@ -269,14 +277,14 @@ void add_values(std::int64_t count, const Range* seen, RowsAt<const float> weigh
     }
     const auto alone = [&](std::int64_t l, std::int64_t begin, std::int64_t end) {
         if (begin >= end) return;
-        multiply_lines<Floats, 1>(1, {weights[l], 0}, values, {begin, end}, {sums[l], 0}, {0, head_dim});
+        multiply_lines<Floats, Sums::added, 1>(1, {weights[l], 0}, values, {begin, end}, {sums[l], 0}, columns);
     };
     if (common.begin >= common.end) {
         for (std::int64_t l = 0; l < count; ++l) alone(l, seen[l].begin, seen[l].end);
         return;
     }
     for (std::int64_t l = 0; l < count; ++l) alone(l, seen[l].begin, common.begin);
-    multiply_lines<Floats>(count, weights, values, common, sums, {0, head_dim});
+    multiply_lines<Floats, Sums::added>(count, weights, values, common, sums, columns);
     for (std::int64_t l = 0; l < count; ++l) alone(l, common.end, seen[l].end);
 }
 
@@ -291,6 +299,19 @@ inline Range seen_by_any(const Attention& attention, const AttentionTask& task, 
         if (own.end > seen.end) seen.end = own.end;
     }
     return seen;
+}
+
+// Calls body(line, count, columns) for tiles of lines and columns: all lines for some columns before the next ones,
+// so that what is read of these columns stays in the first-level cache.
+template <class Floats, class Body>
+void by_tiles(std::int64_t lines, Range columns, Body body) {
+    constexpr std::int64_t at_once = Floats::tile_vectors * lane_count;
+    for (std::int64_t first = columns.begin; first < columns.end; first += at_once) {
+        const Range some{first, columns.end - first < at_once ? columns.end : first + at_once};
+        for (std::int64_t line = 0; line < lines; line += Floats::tile_lines) {
+            body(line, lines - line < Floats::tile_lines ? lines - line : Floats::tile_lines, some);
+        }
+    }
 }
 
 // The sums of one block, for the lines that see some of it, to memory.sums.
@@ -310,24 +331,24 @@ void sum_block(const Attention& attention, const AttentionTask& task, std::int64
     }
     const Range scored{positions.begin / lane_count * lane_count,
                        (positions.end + lane_count - 1) / lane_count * lane_count};
+    const auto seen_by_line = [&](std::int64_t line) { return seen_by(attention, task.rows.begin + line / each, block); };
     const Floats zero = Floats::broadcast(0.0f);
-    for (std::int64_t line = 0; line < lines; line += Floats::tile_lines) {
-        const std::int64_t count = lines - line < Floats::tile_lines ? lines - line : Floats::tile_lines;
-        Range seen[Floats::tile_lines];
-        for (std::int64_t l = 0; l < count; ++l) {
-            seen[l] = seen_by(attention, task.rows.begin + (line + l) / each, block);
-            float* scores = memory.weights[line + l];
-            for (std::int64_t p = scored.begin; p < scored.end; p += lane_count) zero.store(scores + p);
-            for (std::int64_t d = 0; d < shape.state_size(); d += lane_count) zero.store(memory.sums[line + l] + d);
-        }
-        const RowsAt<float> weights{memory.weights[line], memory.weights.stride};
-        const RowsAt<float> sums{memory.sums[line], memory.sums.stride};
-        multiply_lines<Floats>(count, {memory.queries[line], memory.queries.stride}, memory.keys, {0, shape.head_dim},
-                               weights, scored);
-        for (std::int64_t l = 0; l < count; ++l) weigh<Floats>(seen[l], weights[l], sums[l]);
-        add_values<Floats>(count, seen, {weights.first, weights.stride}, values,
-                           {sums.first + lane_count, sums.stride}, shape.head_dim);
+    for (std::int64_t line = 0; line < lines; ++line) {
+        for (std::int64_t d = 0; d < shape.state_size(); d += lane_count) zero.store(memory.sums[line] + d);
     }
+    by_tiles<Floats>(lines, scored, [&](std::int64_t line, std::int64_t count, Range columns) {
+        multiply_lines<Floats, Sums::set>(count, {memory.queries[line], memory.queries.stride}, memory.keys,
+                                          {0, shape.head_dim}, {memory.weights[line], memory.weights.stride}, columns);
+    });
+    for (std::int64_t line = 0; line < lines; ++line) {
+        weigh<Floats>(seen_by_line(line), memory.weights[line], memory.sums[line]);
+    }
+    by_tiles<Floats>(lines, {0, shape.head_dim}, [&](std::int64_t line, std::int64_t count, Range columns) {
+        Range seen[Floats::tile_lines];
+        for (std::int64_t l = 0; l < count; ++l) seen[l] = seen_by_line(line + l);
+        add_values<Floats>(count, seen, {memory.weights[line], memory.weights.stride}, values,
+                           {memory.sums[line] + lane_count, memory.sums.stride}, columns);
+    });
 }
 
 // merged = merged and then sums, both brought to the larger of their maxima.

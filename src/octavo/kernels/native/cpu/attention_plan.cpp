@@ -6,7 +6,7 @@ namespace octavo {
 namespace {
 
 // Rows times heads that go through the keys and values of a block while these are near.
-constexpr std::int64_t lines_of_piece = 64;
+constexpr std::int64_t lines_of_piece = 128;
 
 // Calls body(rows, page_slots) for each sequence that owns some of `rows`.
 template <class Body>

@@ -171,7 +171,10 @@ struct Avx2Lanes {
         return {_mm256_and_si256(words.low, mask), _mm256_and_si256(words.high, mask)};
     }
     static Integers dot(Integers sum, Integers one, Integers other) {
-        return add(sum, {_mm256_madd_epi16(one.low, other.low), _mm256_madd_epi16(one.high, other.high)});
+        sum = add(sum, {_mm256_madd_epi16(one.low, other.low), _mm256_madd_epi16(one.high, other.high)});
+        // Added here and now: GCC puts such sums off, and the products that wait for them spill.
+        asm("" : "+x"(sum.low), "+x"(sum.high));
+        return sum;
     }
     static Integers add(Integers one, Integers other) {
         return {_mm256_add_epi32(one.low, other.low), _mm256_add_epi32(one.high, other.high)};
@@ -251,7 +254,11 @@ struct Avx512Lanes {
         if constexpr (shift + bits == 16) return words;
         return _mm512_and_si512(words, _mm512_set1_epi16((1 << bits) - 1));
     }
-    static Integers dot(Integers sum, Integers one, Integers other) { return add(sum, _mm512_madd_epi16(one, other)); }
+    static Integers dot(Integers sum, Integers one, Integers other) {
+        sum = add(sum, _mm512_madd_epi16(one, other));
+        asm("" : "+v"(sum));  // as in AVX2
+        return sum;
+    }
     static Integers add(Integers one, Integers other) { return _mm512_add_epi32(one, other); }
     static Integers subtract_product(Integers value, Integers one, Integers other) {
         return _mm512_sub_epi32(value, _mm512_mullo_epi32(one, other));

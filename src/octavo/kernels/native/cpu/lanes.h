@@ -123,7 +123,7 @@ struct PortableFloats {
 #if defined(__AVX2__) && defined(__FMA__)
 
 struct Avx2Floats {
-    static constexpr int tile_lines = 2, tile_vectors = 2;
+    static constexpr int tile_lines = 4, tile_vectors = 1;
     __m256 low, high;
 
     static __m256i first_mask(int count) {
@@ -134,6 +134,7 @@ struct Avx2Floats {
     static Avx2Floats broadcast(float value) { return {_mm256_set1_ps(value), _mm256_set1_ps(value)}; }
     static Avx2Floats load(const float* from) { return {_mm256_loadu_ps(from), _mm256_loadu_ps(from + 8)}; }
     static Avx2Floats load_first(const float* from, int count) {
+        if (count == lane_count) return load(from);
         return {_mm256_maskload_ps(from, first_mask(count)), _mm256_maskload_ps(from + 8, first_mask(count - 8))};
     }
     static Avx2Floats load_codes(const std::int8_t* from, int count) {
@@ -148,6 +149,7 @@ struct Avx2Floats {
         _mm256_storeu_ps(to + 8, high);
     }
     void store_first(float* to, int count) const {
+        if (count == lane_count) return store(to);  // some processors take long for masks
         _mm256_maskstore_ps(to, first_mask(count), low);
         _mm256_maskstore_ps(to + 8, first_mask(count - 8), high);
     }
@@ -346,7 +348,7 @@ template <class Floats>
 // e^x for x up to 88: within 1.01 units in the last place, exactly 0 below -87.3365 (the logarithm of the smallest
 // normal number), NaN for NaN. The polynomial is that of Cephes' expf.
 template <class Floats>
-Floats exponential(Floats x) {
+[[gnu::always_inline]] inline Floats exponential(Floats x) {
     const Floats lowest = Floats::broadcast(-87.33654f);
     const Floats shift = Floats::broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number
     const Floats clamped = larger(lowest, x);

@@ -200,11 +200,17 @@ struct CodesTile {
     template <int panels, int rows, int strands>
     [[gnu::always_inline]] static void add_unit(const std::uint8_t* unit, const std::int16_t* inputs, Strides strides,
                                                 Integers (&products)[panels][rows][strands]) {
+        const std::int16_t* row_inputs[rows];
+        unrolled<rows>([&](auto r) {
+            row_inputs[r] = inputs + r * strides.row;
+            // One address for all of a row: left alone, GCC keeps one for each pair, in memory.
+            asm("" : "+r"(row_inputs[r]));
+        });
         unrolled<pairs_of_unit>([&](auto pair) {
             Integers codes[panels];
             unrolled<panels>([&](auto p) { codes[p] = codes_of<pair>(unit + p * strides.panel); });
             unrolled<rows>([&](auto r) {
-                const Integers both = Lanes::broadcast_pair(inputs + r * strides.row + 2 * pair);
+                const Integers both = Lanes::broadcast_pair(row_inputs[r] + 2 * pair);
                 unrolled<panels>([&](auto p) {
                     Integers& sum = products[p][r][pair % strands];
                     sum = Lanes::dot(sum, codes[p], both);

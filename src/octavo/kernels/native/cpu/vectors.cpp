@@ -20,7 +20,7 @@ const VectorKernels& vector_kernels(Isa isa) {
 
 std::int64_t attention_workspace(const HeadShape& shape, std::int64_t lines) {
     const std::int64_t of_line = shape.padded_dim() + block_positions + 2 * shape.state_size();
-    return lines * of_line + (2 * block_positions + panel_outputs) * shape.head_dim;
+    return lines * of_line + (key_stride + block_positions + panel_outputs) * shape.head_dim;
 }
 
 }  // namespace octavo

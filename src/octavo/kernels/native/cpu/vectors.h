@@ -17,6 +17,7 @@ namespace octavo {
 // Attention goes through the positions of a sequence in blocks, counted from its first position: each block is
 // summed by itself, and the sums are merged in order. So a block may be another thread's work.
 constexpr int block_positions = 128;
+constexpr int key_stride = block_positions + 16;  // floats: rows of a power of two would meet in few sets of a cache
 
 struct HeadShape {
     std::int64_t heads, kv_heads, head_dim;
