@@ -7,6 +7,7 @@
 #include <random>
 #include <vector>
 
+#include "gram.h"
 #include "guarded.h"
 
 using namespace octavo;
