@@ -1,9 +1,12 @@
-"""Where real inputs lie; tests that need one which is absent skip and say so."""
+"""Where real inputs lie, where tests that need one which is absent skip; and the command line as a call."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
+
+from octavo import cli
 
 ROOT = Path(__file__).parent.parent
 SHARED_DATA = Path(os.environ.get("OCTAVO_TEST_DATA", ROOT.parent / "shared" / "data"))
@@ -29,3 +32,17 @@ def smollm2_gguf() -> Path:
     if not found.exists():
         pytest.skip(f"{found} is absent; scripts/fetch brings it")
     return found
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Call `octavo` with some words; its exit code, output and errors."""
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["octavo", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        printed = capsys.readouterr()
+        return ended.value.code or 0, printed.out, printed.err
+
+    return call

@@ -9,23 +9,8 @@ import sys
 import pytest
 
 from conftest import shared
-from octavo import cli
 from octavo.kernels import cpu
 from small_models import write_model
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Call `octavo` with some words; its exit code, output and errors."""
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["octavo", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        printed = capsys.readouterr()
-        return ended.value.code or 0, printed.out, printed.err
-
-    return call
 
 
 @pytest.fixture(scope="module")

@@ -1,24 +1,8 @@
 """The command line's answers to the mistakes of newcomers: one sentence, before any work is done."""
 
-import sys
-
 import pytest
 
-from octavo import QuantScheme, Recipe, SchemePlan, cli, quantize
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Call `octavo` with some words; its exit code, output and errors."""
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["octavo", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        printed = capsys.readouterr()
-        return ended.value.code or 0, printed.out, printed.err
-
-    return call
+from octavo import QuantScheme, Recipe, SchemePlan, quantize
 
 
 @pytest.mark.parametrize(

@@ -1,25 +1,6 @@
 """`octavo convert`, `quantize --format` and `inspect` as their users meet them."""
 
 import json
-import sys
-
-import pytest
-
-from octavo import cli
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Call `octavo` with some words; its exit code, output and errors."""
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["octavo", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        printed = capsys.readouterr()
-        return ended.value.code or 0, printed.out, printed.err
-
-    return call
 
 
 def test_quantize_inspect_and_convert(run, stories_folder, tmp_path):

@@ -1,4 +1,4 @@
-"""The native library's own tests are C++, and `make proof` runs them under sanitizers; here they are only compiled."""
+"""The native library's own tests are C++ and run under sanitizers in `make proof`; here they are compiled."""
 
 import shutil
 import subprocess
