@@ -6,7 +6,7 @@ import struct
 import zlib
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from octavo.errors import UsageError
@@ -86,6 +86,8 @@ def test_what_is_no_card_is_refused_in_a_sentence(card, complaint):
 
 
 @given(st.binary(max_size=300), st.booleans())
+@example(b"? : nothing", False)
+@example(b"1: one\nname: Ann", False)
 def test_whatever_comes_is_a_card_or_refused(data, as_picture):
     try:
         read_character((b"\x89PNG\r\n\x1a\n" if as_picture else b"") + data)

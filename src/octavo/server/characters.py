@@ -65,7 +65,7 @@ def _mapping(data: bytes) -> dict[str, Any]:
         raise UsageError("this file is no character card: neither a PNG with one, nor JSON, nor YAML") from error
     if not isinstance(card, dict):
         raise UsageError("this file is no character card: it has no fields such as name and greeting")
-    return card
+    return {key: value for key, value in card.items() if isinstance(key, str)}  # YAML has other keys, too
 
 
 def _yaml(text: str) -> Any:
