@@ -27,7 +27,7 @@ from octavo.model.load import LINEARS, block_prefix, open_folder
 from octavo.quantization.blocks import STAGES
 from octavo.quantization.calibration import calibration_tokens
 from octavo.quantization.gptq import factor_hessian, output_error, round_to_nearest, solve
-from octavo.quantization.hessian import hessian_of
+from octavo.quantization.hessian import Run, mean_of, partial_sums
 
 PERPLEXITIES = {8: 19.135, 40: 20.380}  # independently measured with transformers; to agree within 0.01
 CALIBRATION_SAMPLES, RATIO_SAMPLES, COMPARED_WINDOWS = 32, 4, 8
@@ -120,7 +120,7 @@ def loss_ratios(dense: Path, corpora: Path, misses: list[str]) -> dict[str, floa
         activated = [gated(block, states) for states in mlp]
         hidden = [states + block.down(new) for states, new in zip(hidden, activated, strict=True)]
         for stage, inputs in zip(STAGES, (normed, attended, mlp, activated), strict=True):
-            hessian = hessian_of(inputs, f"layer {layer}")
+            hessian = mean_of(partial_sums(inputs, [Run(0, len(inputs))]), f"layer {layer}")
             factored = factor_hessian(hessian, 0.01, "static")
             for field in stage:
                 name = f"{block_prefix(layer)}.{LINEARS[field]}.weight"
