@@ -81,10 +81,8 @@ def test_a_long_chat_is_typed_into_without_lag(open_page, tmp_path):
         costs.append(work() - before)
     assert draft.input_value() == "typed into a long chat"
     assert statistics.median(costs) < 0.05, "from the key to the picture, in seconds of the page's thread"
-    costs = []
+    before = work()
     for place in range(0, 20):
-        before = work()
         page.locator(".scroller").evaluate("(list, to) => list.scrollTo(0, -to)", place * 3000)
         page.evaluate("() => new Promise((done) => requestAnimationFrame(() => setTimeout(done)))")
-        costs.append(work() - before)
-    assert statistics.median(costs) < 0.05
+    assert (work() - before) / 20 < 0.05
