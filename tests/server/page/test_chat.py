@@ -18,7 +18,7 @@ def statistics(page):
 def test_a_reply_streams_and_tells_how_it_came_about(open_page, server):
     page = open_page()
     choose_model(page, "slow")
-    set_preset(page, tokens=12)
+    set_preset(page, tokens=40)
     page.get_by_label("Message", exact=True).fill(STORY)
     page.keyboard.press("Enter")
     page.locator(".message.writing").wait_for()
@@ -26,12 +26,12 @@ def test_a_reply_streams_and_tells_how_it_came_about(open_page, server):
     while page.locator(".message.writing").count():
         lengths.append(len(texts(page)[-1]))
     assert len(set(lengths)) > 3, "the text grows while it is written"
-    said = {"model": "slow", "messages": [{"role": "user", "content": STORY}], "max_tokens": 12, "temperature": 0}
+    said = {"model": "slow", "messages": [{"role": "user", "content": STORY}], "max_tokens": 40, "temperature": 0}
     expected = server.post("/v1/chat/completions", said).json()
     assert texts(page) == [STORY, expected["choices"][0]["message"]["content"].strip()]
     facts = statistics(page)[-1]
     total = expected["usage"]["total_tokens"]
-    for fact in ("slow", "12 tokens", "tokens/s", "first after", f"context {total} / 512", "cache"):
+    for fact in ("slow", "40 tokens", "tokens/s", "first after", f"context {total} / 512", "cache"):
         assert fact in facts
     assert 0 < number(facts.split("·")[3]) < 40, "the slow model takes 30 ms a token"
 
