@@ -120,25 +120,32 @@ def random_parts(generator, config: LlamaConfig, extras: bool, weight) -> BlockP
 
 def random_case(
     seed, head_dim=12, kv_heads=2, shared_by=2, window=None, page_size=7, sequences=((5, 3),), extras=False,
-    weight=DenseWeight,
+    weight=DenseWeight, by_head=False,
 ) -> Case:  # fmt: skip
-    """`sequences` are (positions in the cache, new rows) of each."""
+    """`sequences` are (positions in the cache, new rows) of each; `by_head`: the cache as a CPU's is laid out."""
     generator = torch.Generator().manual_seed(seed)
     config = config_of(kv_heads * shared_by, kv_heads, head_dim, 40, 52, window)
     cached, counts = [past for past, _ in sequences], [new for _, new in sequences]
     pages = max(-(-(past + new) // page_size) for past, new in sequences)
     page_table = torch.randperm(len(sequences) * pages, generator=generator).view(-1, pages)
     slots = (page_table.numel() * page_size, kv_heads, head_dim)
+    sides = [torch.randn(slots, generator=generator) for _ in ("keys", "values")]
+    if by_head:
+        sides = [head_by_head(side) for side in sides]
     return Case(
         config=config,
         parts=random_parts(generator, config, extras, weight),
-        cache=LayerCache(torch.randn(slots, generator=generator), torch.randn(slots, generator=generator)),
+        cache=LayerCache(*sides),
         page_table=page_table,
         page_size=page_size,
         cached=cached,
         counts=counts,
         hidden=torch.randn(sum(counts), config.hidden_size, generator=generator),
     )
+
+
+def head_by_head(side: Tensor) -> Tensor:
+    return side.transpose(0, 1).contiguous().transpose(0, 1)
 
 
 def copy_of(cache):
@@ -148,8 +155,12 @@ def copy_of(cache):
 
 
 def in_codes(case: Case) -> Case:
-    """The case with a cache in 8 bits."""
-    return replace(case, cache=CodedLayerCache(encode_heads(case.cache.keys), encode_heads(case.cache.values)))
+    """The case with a cache in 8 bits, laid out as it was."""
+    layout = Tensor.contiguous if case.cache.keys.is_contiguous() else head_by_head
+    coded = [encode_heads(side) for side in (case.cache.keys, case.cache.values)]
+    return replace(
+        case, cache=CodedLayerCache(*(CodedHeads(layout(each.codes), layout(each.scales)) for each in coded))
+    )
 
 
 def tensors_of(cache) -> list[Tensor]:
@@ -204,10 +215,14 @@ def assert_near(found: Tensor, expected: Tensor, bound: float) -> None:
     assert (found - expected).norm() <= bound * expected.norm()
 
 
+def bytes_of(tensor: Tensor) -> Tensor:
+    return tensor.contiguous().view(torch.uint8)
+
+
 def same(found: tuple[Tensor, LayerCache], expected: tuple[Tensor, LayerCache]) -> bool:
     """Bit for bit; these numbers hold no NaN."""
     tensors = zip((found[0], *tensors_of(found[1])), (expected[0], *tensors_of(expected[1])), strict=True)
-    return all(torch.equal(one.view(torch.uint8), other.view(torch.uint8)) for one, other in tensors)
+    return all(torch.equal(bytes_of(one), bytes_of(other)) for one, other in tensors)
 
 
 choices = st.fixed_dictionaries(
@@ -220,6 +235,7 @@ choices = st.fixed_dictionaries(
         "page_size": st.integers(1, 40) | st.just(1024),
         "sequences": st.lists(st.tuples(st.integers(0, 300), st.integers(1, 40)), min_size=1, max_size=4),
         "extras": st.booleans(),
+        "by_head": st.booleans(),
     }
 )
 
@@ -566,6 +582,24 @@ def of_another_kind(case: Case, part: str) -> list[Case]:
     else:
         caches = [LayerCache(keys, values.half()), LayerCache(keys, values.mT.contiguous().mT)]
     return [replace(case, cache=each) for each in caches]
+
+
+@pytest.mark.parametrize("coded", [False, True])
+def test_bits_do_not_depend_on_how_a_cache_is_laid_out(coded):
+    cases = [
+        random_case(1, kv_heads=3, sequences=((150, 2), (9, 1)), by_head=by_head) for by_head in (False, True)
+    ]
+    plain, by_head = [in_codes(case) if coded else case for case in cases]
+    assert tensors_of(plain.cache)[0].stride() != tensors_of(by_head.cache)[0].stride()
+    assert same(run(plain), run(by_head))
+
+
+def test_keys_and_values_are_laid_out_alike():
+    plain, by_head = (random_case(1, by_head=by_head).cache for by_head in (False, True))
+    for cache in (LayerCache(plain.keys, by_head.values), LayerCache(by_head.keys, plain.values)):
+        case = replace(random_case(1), cache=cache)
+        with pytest.raises(UsageError, match="the cached values are"):
+            run_rows(case, case.rows())
 
 
 @pytest.mark.parametrize("part", ["cached keys", "cached values", "scales of the cached keys"])

@@ -26,4 +26,5 @@ def test_bytes_of_a_position(tmp_path, dtype, coded, expected, kind):
     sides = [side for layer in range(3) for side in vars(cache.layer(layer)).values()]
     tensors = [tensor for side in sides for tensor in (vars(side).values() if coded else [side])]
     assert sum(tensor.nbytes for tensor in tensors) == 35 * expected
+    assert {(len(tensor), tensor.stride(1)) for tensor in tensors} <= {(35, 35 * 12), (35, 35)}, "head by head"
     assert type(cache.layer(0)) is kind and len(cache.keys) == 3

@@ -128,17 +128,24 @@ class Step:
     ) -> None: ...
 
 class Cache:
-    """
-    Keys and values of a layer, [slots, kv_heads, head_dim], by their addresses.
-    """
+    """Keys and values of a layer, by their addresses; strides count heads."""
 
     @overload
-    def __init__(self, keys: int, values: int, slots: int) -> None:
+    def __init__(self, keys: int, values: int, slots: int, slot_stride: int, head_stride: int) -> None:
         """float32"""
 
     @overload
-    def __init__(self, keys: int, key_scales: int, values: int, value_scales: int, slots: int) -> None:
-        """int8, with float32 scales [slots, kv_heads]"""
+    def __init__(
+        self,
+        keys: int,
+        key_scales: int,
+        values: int,
+        value_scales: int,
+        slots: int,
+        slot_stride: int,
+        head_stride: int,
+    ) -> None:
+        """int8, with float32 scales of the same strides"""
 
 class Layer:
     """A decoder layer; norms are copied, matrices shared."""

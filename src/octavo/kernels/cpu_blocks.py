@@ -137,21 +137,31 @@ def _cache(cache: LayerCache | CodedLayerCache, layer: "Layer") -> "Cache":
 
     if isinstance(cache, LayerCache):
         shape = (len(cache.keys), layer.kv_heads, layer.head_dim)
-        _check(cache.keys, shape, "cached keys")
-        _check(cache.values, shape, "cached values")
-        return _native.Cache(cache.keys.data_ptr(), cache.values.data_ptr(), len(cache.keys))
+        by_head = _by_head(cache.keys)
+        for name, heads in (("cached keys", cache.keys), ("cached values", cache.values)):
+            _check(heads, shape, name, by_head=by_head)
+        strides = (1, len(cache.keys)) if by_head else (layer.kv_heads, 1)
+        return _native.Cache(cache.keys.data_ptr(), cache.values.data_ptr(), len(cache.keys), *strides)
     keys, values = cache.keys, cache.values
     shape = (len(keys.codes), layer.kv_heads, layer.head_dim)
-    for name, heads in (("cached keys", keys), ("cached values", values)):
-        _check(heads.codes, shape, name, torch.int8)
-        _check(heads.scales, shape[:2], f"scales of the {name}")
+    by_head = _by_head(keys.codes)
+    for name, coded in (("cached keys", keys), ("cached values", values)):
+        _check(coded.codes, shape, name, torch.int8, by_head)
+        _check(coded.scales, shape[:2], f"scales of the {name}", by_head=by_head)
+    strides = (1, len(keys.codes)) if by_head else (layer.kv_heads, 1)
     return _native.Cache(
         keys.codes.data_ptr(),
         keys.scales.data_ptr(),
         values.codes.data_ptr(),
         values.scales.data_ptr(),
         len(keys.codes),
+        *strides,
     )
+
+
+def _by_head(heads: Tensor) -> bool:
+    """Whether the heads of neighbouring slots lie side by side, not those of one slot."""
+    return heads.ndim > 1 and heads.transpose(0, 1).is_contiguous()
 
 
 def run_head(
@@ -165,9 +175,16 @@ def run_head(
     return logits
 
 
-def _check(tensor: Tensor, shape: tuple[int, ...], name: str, dtype: torch.dtype = torch.float32) -> None:
+def _check(
+    tensor: Tensor,
+    shape: tuple[int, ...],
+    name: str,
+    dtype: torch.dtype = torch.float32,
+    by_head: bool = False,
+) -> None:
     """The library reads memory by address: what lies there must be what it takes it for."""
-    fits = tensor.shape == shape and tensor.dtype == dtype and tensor.is_contiguous()
+    plain = _by_head(tensor) if by_head else tensor.is_contiguous()
+    fits = tensor.shape == shape and tensor.dtype == dtype and plain
     if not (fits and tensor.device.type == "cpu"):
         raise UsageError(
             f"the {name} are {tensor.dtype} {tuple(tensor.shape)} on {tensor.device}; the {NAME} kernel takes "

@@ -50,12 +50,17 @@ def make_cache(
 ) -> KVCache:
     """An empty cache of `pages` pages of `page_size` slots in every layer, in `dtype` or `coded` in 8 bits."""
 
+    slots, heads = pages * page_size, config.kv_heads
+
+    def zeros(*size: int, dtype: torch.dtype) -> Tensor:
+        if device.type == "cpu":  # which goes through the slots of one head, and reads fastest what lies in a row
+            return torch.zeros(heads, slots, *size, dtype=dtype).transpose(0, 1)
+        return torch.zeros(slots, heads, *size, device=device, dtype=dtype)
+
     def empty() -> CachedHeads:
-        heads = (pages * page_size, config.kv_heads)
         if coded:
-            codes = torch.zeros(*heads, config.head_dim, device=device, dtype=torch.int8)
-            return CodedHeads(codes, torch.zeros(heads, device=device))
-        return torch.zeros(*heads, config.head_dim, device=device, dtype=dtype)
+            return CodedHeads(zeros(config.head_dim, dtype=torch.int8), zeros(dtype=torch.float32))
+        return zeros(config.head_dim, dtype=dtype)
 
     keys, values = (tuple(empty() for _ in range(config.layers)) for _ in range(2))
     return KVCache(keys, values, page_size)

@@ -76,7 +76,7 @@ public:
     std::vector<float> run(const Layer& layer, std::int64_t most, Against against, Pool& pool, Isa isa) const {
         const std::int64_t slots = pages_ * page_size, place = shape_.kv_heads * shape_.head_dim;
         const Guarded<float> keys(slots * place, against), values(slots * place, against);
-        return run_over({keys.data(), values.data(), slots}, layer, most, against, pool, isa);
+        return run_over({keys.data(), values.data(), {1, slots}, slots}, layer, most, against, pool, isa);
     }
 
     // The same over a cache in 8 bits.
@@ -84,7 +84,8 @@ public:
         const std::int64_t slots = pages_ * page_size, heads = slots * shape_.kv_heads;
         const Guarded<std::int8_t> keys(heads * shape_.head_dim, against), values(heads * shape_.head_dim, against);
         const Guarded<float> key_scales(heads, against), value_scales(heads, against);
-        const Cache cache{{keys.data(), key_scales.data()}, {values.data(), value_scales.data()}, slots};
+        const Cache cache{
+            {keys.data(), key_scales.data()}, {values.data(), value_scales.data()}, {1, slots}, slots};
         return run_over(cache, layer, most, against, pool, isa);
     }
 

@@ -122,7 +122,7 @@ template <class Floats>
     });
 }
 
-// A head in the cache, counted over slots and heads: its floats as they lie there, or its codes decoded.
+// A head in the cache, counted from its first: its floats as they lie there, or its codes decoded.
 template <class Floats>
 [[gnu::always_inline]] inline const float* cached_head(const CacheMemory& cache, std::int64_t head,
                                                        std::int64_t head_dim, float* decoded) {
@@ -147,7 +147,7 @@ void write_cache(const Attention& attention, Range rows, Range kv_heads) {
     const std::int64_t half = shape.head_dim / 2;
     for (std::int64_t row = rows.begin; row < rows.end; ++row) {
         for (std::int64_t head = kv_heads.begin; head < kv_heads.end; ++head) {
-            const std::int64_t place = attention.write_slots[row] * shape.kv_heads + head;
+            const std::int64_t place = attention.places.of(attention.write_slots[row], head);
             const float* key = attention.keys[row - attention.first_row] + head * shape.head_dim;
             const float* value = attention.values[row - attention.first_row] + head * shape.head_dim;
             write_head<Floats>(attention.cached_keys, place, shape.head_dim, [&](float* cached) {
@@ -193,26 +193,26 @@ inline Range seen_by(const Attention& attention, std::int64_t row, std::int64_t 
     return seen.begin < seen.end ? seen : Range{0, 0};
 }
 
-// A head in the cache is asked for ahead of its use: they lie scattered, and no processor guesses.
-[[gnu::always_inline]] inline void prefetch_head(const CacheMemory& cache, std::int64_t head, std::int64_t head_dim) {
+// A head in the cache is read ahead of its use, by loads: of prefetches, a processor drops those beyond its few
+// buffers.
+[[gnu::always_inline]] inline void touch_head(const CacheMemory& cache, std::int64_t head, std::int64_t head_dim) {
     const bool coded = cache.codes != nullptr;
     const auto size = static_cast<std::int64_t>(coded ? sizeof(std::int8_t) : sizeof(float)) * head_dim;
     const char* bytes = coded ? reinterpret_cast<const char*>(cache.codes) : reinterpret_cast<const char*>(cache.floats);
-    for (std::int64_t i = 0; i < size; i += cache_line) __builtin_prefetch(bytes + head * size + i);
-    if (coded) __builtin_prefetch(cache.scales + head);
+    for (std::int64_t i = 0; i < size; i += cache_line) asm volatile("" : : "r"(bytes[head * size + i]));
+    if (coded) asm volatile("" : : "r"(cache.scales[head]));
 }
 
-// The heads of a block's positions in the cache, counted over slots and heads.
+// The heads of a block's positions in the cache, counted from its first.
 inline void find_heads(const Attention& attention, const AttentionTask& task, std::int64_t block, Range positions,
                        std::int64_t* heads) {
-    const HeadShape& shape = attention.shape;
+    const std::int64_t head_dim = attention.shape.head_dim;
     const std::int64_t first = block * block_positions + positions.begin;
     std::int64_t page = first / attention.page_size, within = first % attention.page_size;
     for (std::int64_t position = positions.begin; position < positions.end; ++position) {
-        const std::int64_t slot = task.page_slots[page] + within;
-        heads[position] = slot * shape.kv_heads + task.kv_head;
-        prefetch_head(attention.cached_keys, heads[position], shape.head_dim);
-        prefetch_head(attention.cached_values, heads[position], shape.head_dim);
+        heads[position] = attention.places.of(task.page_slots[page] + within, task.kv_head);
+        touch_head(attention.cached_keys, heads[position], head_dim);
+        touch_head(attention.cached_values, heads[position], head_dim);
         if (++within == attention.page_size) {
             within = 0;
             ++page;

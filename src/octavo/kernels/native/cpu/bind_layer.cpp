@@ -40,14 +40,17 @@ void init_head(Head* self, Address norm, float norm_epsilon, SharedMatrix projec
     new (self) Head(at<const float>(norm), norm_epsilon, projection);
 }
 
-void init_cache(Cache* self, Address keys, Address values, std::int64_t slots) {
-    new (self) Cache{at<float>(keys), at<float>(values), slots};
+void init_cache(Cache* self, Address keys, Address values, std::int64_t slots, std::int64_t slot_stride,
+                std::int64_t head_stride) {
+    new (self) Cache{at<float>(keys), at<float>(values), {slot_stride, head_stride}, slots};
 }
 
 void init_cache_in_codes(Cache* self, Address keys, Address key_scales, Address values, Address value_scales,
-                         std::int64_t slots) {
+                         std::int64_t slots, std::int64_t slot_stride, std::int64_t head_stride) {
     new (self) Cache{{at<std::int8_t>(keys), at<float>(key_scales)},
-                     {at<std::int8_t>(values), at<float>(value_scales)}, slots};
+                     {at<std::int8_t>(values), at<float>(value_scales)},
+                     {slot_stride, head_stride},
+                     slots};
 }
 
 void run_layer_at(const Layer& layer, const Step& step, const Cache& cache, Address hidden, Address outputs,
@@ -76,10 +79,12 @@ void bind_layer(nb::module_& module) {
         .def("__init__", &init_step, nb::arg("angles"), nb::arg("write_slots"), nb::arg("lengths"),
              nb::arg("row_starts"), nb::arg("page_table"), nb::arg("rows"), nb::arg("half_head"),
              nb::arg("sequences"), nb::arg("pages"), nb::arg("page_size"), nb::arg("temperature"));
-    nb::class_<Cache>(module, "Cache", "Keys and values of a layer, [slots, kv_heads, head_dim], by their addresses.")
-        .def("__init__", &init_cache, nb::arg("keys"), nb::arg("values"), nb::arg("slots"), "float32")
+    nb::class_<Cache>(module, "Cache", "Keys and values of a layer, by their addresses; strides count heads.")
+        .def("__init__", &init_cache, nb::arg("keys"), nb::arg("values"), nb::arg("slots"), nb::arg("slot_stride"),
+             nb::arg("head_stride"), "float32")
         .def("__init__", &init_cache_in_codes, nb::arg("keys"), nb::arg("key_scales"), nb::arg("values"),
-             nb::arg("value_scales"), nb::arg("slots"), "int8, with float32 scales [slots, kv_heads]");
+             nb::arg("value_scales"), nb::arg("slots"), nb::arg("slot_stride"), nb::arg("head_stride"),
+             "int8, with float32 scales of the same strides");
     nb::class_<Layer>(module, "Layer", "A decoder layer; norms are copied, matrices shared.")
         .def("__init__", &init_layer, nb::arg("attention_norm"), nb::arg("mlp_norm"), nb::arg("query_norm"),
              nb::arg("key_norm"), nb::arg("query"), nb::arg("key"), nb::arg("value"), nb::arg("output"),

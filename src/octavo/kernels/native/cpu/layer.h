@@ -80,6 +80,7 @@ public:
 
 struct Cache {
     CacheMemory keys, values;
+    HeadPlaces places;
     std::int64_t slots;
 };
 

@@ -101,8 +101,20 @@ Attention attention_of(const Layer& layer, const Step& step, Cache cache, std::i
     };
     const Norm query_norm{layer.query_norm.data(), layer.norm_epsilon};
     const Norm key_norm{layer.key_norm.data(), layer.norm_epsilon};
-    return {layer.shape, query_norm,   key_norm,         first_row,          part(0),       part(1),     part(2),
-            cache.keys,  cache.values, step.positions(), step.write_slots(), step.cosine(), step.sine(),
+    return {layer.shape,
+            query_norm,
+            key_norm,
+            first_row,
+            part(0),
+            part(1),
+            part(2),
+            cache.keys,
+            cache.values,
+            cache.places,
+            step.positions(),
+            step.write_slots(),
+            step.cosine(),
+            step.sine(),
             step.page_size()};
 }
 

@@ -37,15 +37,25 @@ struct Norm {
     float epsilon;
 };
 
-// The keys or the values of a layer, [slots][kv_heads][head_dim]: floats, or codes of 8 bits with a scale for each
-// slot and head, where a float is its code times the scale. octavo.kernels.attention defines the codes of a row.
+// The keys or the values of a layer, head by head: floats, or codes of 8 bits with a scale for each slot and head,
+// where a float is its code times the scale. octavo.kernels.attention defines the codes of a row.
 struct CacheMemory {
     float* floats = nullptr;  // null where there are codes
     std::int8_t* codes = nullptr;
-    float* scales = nullptr;  // [slots][kv_heads]
+    float* scales = nullptr;
 
     CacheMemory(float* all) : floats(all) {}
     CacheMemory(std::int8_t* all, float* of_heads) : codes(all), scales(of_heads) {}
+};
+
+// Which head of a cache belongs to a slot and a head of keys: [slots][kv_heads] of them, or [kv_heads][slots], where
+// those that are read one after the other lie so.
+struct HeadPlaces {
+    std::int64_t slot_stride, head_stride;  // in heads
+
+    [[gnu::always_inline]] std::int64_t of(std::int64_t slot, std::int64_t kv_head) const {
+        return slot * slot_stride + kv_head * head_stride;
+    }
 };
 
 // What attention reads and writes in one layer, for the rows of a call from `first_row` on; the arrays by row that
@@ -56,6 +66,7 @@ struct Attention {
     std::int64_t first_row;
     RowsAt<const float> queries, keys, values;  // of the rows, before norm and rotation
     CacheMemory cached_keys, cached_values;
+    HeadPlaces places;
     const std::int64_t* positions;    // [rows]
     const std::int64_t* write_slots;  // [rows]
     const float* cosine;              // [rows][head_dim / 2]
