@@ -3,8 +3,8 @@
     python gptqmodel_peer.py MODEL TOKENS BITS GROUP_SIZE OUT
 
 TOKENS is a safetensors file with one tensor, `tokens`. Prints the seconds of quantizing and saving, as JSON.
-GPTQModel computes in bfloat16 unless it is told otherwise; where a processor has no instructions for it, it is told
-float32, which then takes about half the time.
+GPTQModel computes in bfloat16 unless it is told otherwise; where a processor has no instructions for it, it is
+told float32, which then takes about half the time.
 """
 
 import json
@@ -15,7 +15,6 @@ from pathlib import Path
 import torch
 from gptqmodel import GPTQModel, QuantizeConfig
 from safetensors.torch import load_file
-
 
 FASTEST = torch.bfloat16 if "avx512_bf16" in Path("/proc/cpuinfo").read_text() else torch.float32
 
