@@ -70,7 +70,7 @@ def main() -> int:
     arguments = parser.parse_args()
     commands = {"octavo": [sys.executable, "-c", JOB]}
     if arguments.peer is not None:
-        commands["gptqmodel"] = [str(arguments.peer), str(PEER)]
+        commands["gptqmodel"] = [str(arguments.peer.absolute()), str(PEER)]
     costs: dict[str, list[Cost]] = {name: [] for name in commands}
     with tempfile.TemporaryDirectory(prefix="octavo-quantization-") as folder:
         work = Path(folder)
