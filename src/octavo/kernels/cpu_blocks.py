@@ -135,26 +135,22 @@ def _cache(cache: LayerCache | CodedLayerCache, layer: "Layer") -> "Cache":
     """Where the library finds the keys and values of a layer."""
     from octavo.kernels import _native
 
+    keys = cache.keys if isinstance(cache, LayerCache) else cache.keys.codes
+    slots, by_head = len(keys), _by_head(keys)
+    shape, strides = (slots, layer.kv_heads, layer.head_dim), (1, slots) if by_head else (layer.kv_heads, 1)
     if isinstance(cache, LayerCache):
-        shape = (len(cache.keys), layer.kv_heads, layer.head_dim)
-        by_head = _by_head(cache.keys)
         for name, heads in (("cached keys", cache.keys), ("cached values", cache.values)):
             _check(heads, shape, name, by_head=by_head)
-        strides = (1, len(cache.keys)) if by_head else (layer.kv_heads, 1)
-        return _native.Cache(cache.keys.data_ptr(), cache.values.data_ptr(), len(cache.keys), *strides)
-    keys, values = cache.keys, cache.values
-    shape = (len(keys.codes), layer.kv_heads, layer.head_dim)
-    by_head = _by_head(keys.codes)
-    for name, coded in (("cached keys", keys), ("cached values", values)):
+        return _native.Cache(cache.keys.data_ptr(), cache.values.data_ptr(), slots, *strides)
+    for name, coded in (("cached keys", cache.keys), ("cached values", cache.values)):
         _check(coded.codes, shape, name, torch.int8, by_head)
         _check(coded.scales, shape[:2], f"scales of the {name}", by_head=by_head)
-    strides = (1, len(keys.codes)) if by_head else (layer.kv_heads, 1)
     return _native.Cache(
-        keys.codes.data_ptr(),
-        keys.scales.data_ptr(),
-        values.codes.data_ptr(),
-        values.scales.data_ptr(),
-        len(keys.codes),
+        cache.keys.codes.data_ptr(),
+        cache.keys.scales.data_ptr(),
+        cache.values.codes.data_ptr(),
+        cache.values.scales.data_ptr(),
+        slots,
         *strides,
     )
 

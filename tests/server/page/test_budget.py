@@ -8,10 +8,9 @@ from serving import wait_until
 
 MOST_REQUESTS, MOST_BYTES = 10, 200_000
 MESSAGES = 500
-SCREENS = 40
 PAINTED = "() => new Promise((done) => requestAnimationFrame(() => setTimeout(done)))"
-SCREEN_UP = """(list) => new Promise((done) => setTimeout(() => {
-  list.scrollBy(0, -0.9 * list.clientHeight);
+SCROLL_UP = """(list, screens) => new Promise((done) => setTimeout(() => {
+  list.scrollBy(0, -screens * list.clientHeight);
   requestAnimationFrame(() => setTimeout(done));
 }))"""
 
@@ -89,12 +88,22 @@ def test_a_long_chat_is_typed_into_and_scrolled_without_lag(open_page, tmp_path)
         typed.append(work() - before)
     assert draft.input_value() == "typed into a long chat"
     assert statistics.mean(typed) < 0.05, "from the key to the picture, in seconds of the page's thread"
-    scrolled = []
-    for _ in range(SCREENS):
-        before = work()
-        messages.evaluate(SCREEN_UP)
-        scrolled.append(work() - before)
-        page.wait_for_timeout(100)  # Markdown of the messages that came near
-    assert messages.evaluate("(list) => -list.scrollTop / list.clientHeight") > SCREENS / 2
-    assert page.locator(".body.rendered").count() > SCREENS
-    assert statistics.mean(scrolled) < 0.05, "from a screen to the next"
+
+    def scroll(screens: float, times: int) -> tuple[float, float]:
+        """The mean work of a scroll until it is painted, and of what follows: Markdown of what came near."""
+        painted, rendered = [], []
+        for _ in range(times):
+            before = work()
+            messages.evaluate(SCROLL_UP, screens)
+            between = work()
+            page.wait_for_timeout(100)
+            painted.append(between - before)
+            rendered.append(work() - between)
+        return statistics.mean(painted), statistics.mean(rendered)
+
+    painted, rendered = scroll(0.9, 40)  # as Page Up does
+    assert painted < 0.05 and rendered < 0.05
+    painted, _ = scroll(4, 10)  # as a scroll bar does that is dragged
+    assert painted < 0.05
+    assert messages.evaluate("(list) => -list.scrollTop / list.clientHeight") > 40
+    assert page.locator(".body.rendered").count() > 40

@@ -3,6 +3,18 @@
 import { asBytes, button, element } from "./element.js";
 import { rendered } from "./rendered.js";
 
+// Far messages are rendered when they come near.
+const near = new IntersectionObserver(
+  (entries) => {
+    for (const { target, isIntersecting } of entries) {
+      if (!isIntersecting) continue;
+      near.unobserve(target);
+      target.dispatchEvent(new Event("near"));
+    }
+  },
+  { rootMargin: "600px" },
+);
+
 // `actions` act on the message: edit, regenerate, go on, step to another version.
 export function messageElement(message, { own, place, actions, name }) {
   const body = element("div", { class: "body" });
@@ -27,17 +39,14 @@ export function messageElement(message, { own, place, actions, name }) {
     controls,
   );
   body.textContent = message.content;
-  // The browser skips far messages (`content-visibility: auto`) and says when one comes near.
-  made.addEventListener("contentvisibilityautostatechange", function comesNear({ skipped }) {
-    if (skipped) return;
-    made.removeEventListener("contentvisibilityautostatechange", comesNear);
-    if (!made.classList.contains("writing")) render(body, message.content);
-  });
+  made.addEventListener("near", () => render(body, message.content));
+  near.observe(made);
   return made;
 }
 
 // The text of a reply that is still being written: as it is, for it may stop in the middle of a word.
 export function showWriting(made, message) {
+  near.unobserve(made);
   made.classList.add("writing");
   made.querySelector(".body").textContent = message.content;
 }
