@@ -377,4 +377,7 @@ def test_who_may_not_unload_a_model_is_told_so(open_page, folders):
         page.locator('#model[data-state="ready"]').wait_for()
         page.locator("#model").click()
         button(page, "Unload").click()
-        page.get_by_role("dialog").get_by_text("needs a key of --admin-key").wait_for()
+        refusal = page.get_by_role("dialog").get_by_text("needs a key of --admin-key")
+        refusal.wait_for()
+        page.get_by_role("dialog").get_by_role("radio").dispatch_event("change")  # draws the models anew
+        refusal.wait_for()

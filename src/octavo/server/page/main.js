@@ -9,6 +9,7 @@ const STATES = {
   ready: "ready", unloaded: "not loaded", loading: "loading", stopped: "restarting", failed: "failed",
 };
 const shown = new Map();
+const refusals = new Map(); // by model: why it was not loaded or unloaded, until the next try
 const place = document.querySelector("#view");
 
 // A view is made once, when it is first asked for, and kept: what is being written there goes on.
@@ -28,11 +29,12 @@ async function show() {
 
 function modelRow(model) {
   const act = (verb) => () => {
+    refusals.delete(model.name);
     models.change(model.name, verb).then(
       () => announce(`${model.name} is ${verb}ed`),
       (error) => {
-        const row = document.querySelector(`[data-model="${CSS.escape(model.name)}"]`); // drawn anew meanwhile
-        row?.querySelector(".problem").replaceChildren(error.message);
+        refusals.set(model.name, error.message);
+        models.dispatchEvent(new Event("change"));
         announce(error.message);
       },
     );
@@ -50,7 +52,7 @@ function modelRow(model) {
     element("label", {}, choose, element("span", { class: "dot" }), element("strong", {}, model.name)),
     element("p", { class: "facts" }, facts.join(" · ")),
     model.state === "loading" && element("progress", layers ? { value: ready, max: layers, "aria-label": "Layers loaded" } : { "aria-label": "Loading" }),
-    element("p", { class: "problem" }, model.problem),
+    element("p", { class: "problem" }, refusals.get(model.name) ?? model.problem),
     element(
       "div", { class: "row" },
       ["unloaded", "failed"].includes(model.state) && button("Load", act("load")),
@@ -61,6 +63,7 @@ function modelRow(model) {
 }
 
 function openModels() {
+  refusals.clear();
   const list = element("ul", { class: "models" });
   const memory = element("p", { class: "facts" });
   const draw = () => {
