@@ -10,9 +10,10 @@ namespace octavo {
 namespace {
 
 // The definition of what the other lanes do. `most_rows` and `most_panels` say how large a tile of sums the
-// registers hold.
+// registers hold; `widens`, whether tiles are so small that values pay to be widened once for all of them.
 struct PortableLanes {
     static constexpr int most_rows = 1, most_panels = 1;
+    static constexpr bool widens = false;
     using Floats = PortableFloats;
     struct Integers {
         std::int32_t lane[lane_count];
@@ -129,6 +130,7 @@ struct PortableLanes {
 
 struct Avx2Lanes {
     static constexpr int most_rows = 4, most_panels = 1;
+    static constexpr bool widens = true;
     using Floats = Avx2Floats;
     struct Integers {
         __m256i low, high;
@@ -179,6 +181,10 @@ struct Avx2Lanes {
     static Integers add(Integers one, Integers other) {
         return {_mm256_add_epi32(one.low, other.low), _mm256_add_epi32(one.high, other.high)};
     }
+    // Each half of a lane by itself.
+    static Integers subtract_pairs(Integers one, Integers other) {
+        return {_mm256_sub_epi16(one.low, other.low), _mm256_sub_epi16(one.high, other.high)};
+    }
     static Integers subtract_product(Integers value, Integers one, Integers other) {
         return {_mm256_sub_epi32(value.low, _mm256_mullo_epi32(one.low, other.low)),
                 _mm256_sub_epi32(value.high, _mm256_mullo_epi32(one.high, other.high))};
@@ -228,6 +234,7 @@ struct Avx2Lanes {
 
 struct Avx512Lanes {
     static constexpr int most_rows = 8, most_panels = 2;
+    static constexpr bool widens = false;
     using Floats = Avx512Floats;
     using Integers = __m512i;
 

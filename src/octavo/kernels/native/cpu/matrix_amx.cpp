@@ -129,7 +129,8 @@ void multiply_tiles(Tiles& tiles, const Matrix& matrix, const Encoded& encoded, 
                 const __m512i low = _mm512_load_si512(products[2 * p + 1][r]);
                 const __m512i total = _mm512_add_epi32(_mm512_slli_epi32(high, 8), low);
                 const std::int32_t inputs = encoded.sums[(rows.begin + r) * encoded.segments + segment];
-                close_segment<Lanes>(total, zeros, scales, inputs, sums[p][r]);
+                const auto centered = Lanes::subtract_product(total, zeros, Lanes::broadcast(inputs));
+                close_segment<Lanes>(centered, scales, sums[p][r]);
             }
         }
         planes += 2 * steps * tile_bytes;
