@@ -19,6 +19,7 @@ from typing import Any
 import gpu_correctness
 import gpu_cuda
 import gpu_quantization
+import gpu_serving
 import gpu_speed
 import torch
 from gpu_synthetic import Storage
@@ -51,6 +52,7 @@ def main() -> int:
         "4-bit": lambda: list(decode(Storage(FOUR), FULL)),
         "quantization": lambda: quantization(given.model),
         "products": lambda: list(gpu_speed.sweep(_gpu_kernels(dispatch.KERNELS), (8, 4), (1, 4, 16, 32, 64))),
+        "serving": lambda: serving(given.model),
         "act-order": lambda: list(decode(Storage(EIGHT, act_order=True), SHORT)),
         "profile": lambda: list(profile()),
         "dense": lambda: list(decode(Storage(None), FULL)),
@@ -133,6 +135,13 @@ def quantization(model: Path | None) -> list[Results]:
     """A block of 13B, its precision, and a small model on the GPU beside the same on the CPU."""
     found = [*gpu_quantization.one_block(), *gpu_quantization.precision()]
     return [*found, gpu_quantization.same_codes(model)] if model else found
+
+
+def serving(model: Path | None) -> list[Results]:
+    """The engine with 13B's shape at 8 bits, and with a small model whose replies are compared."""
+    (kernel,) = _gpu_kernels(dispatch.BLOCK_KERNELS)
+    found = [*gpu_serving.throughput(gpu_speed.build(kernel, Storage(EIGHT)))]
+    return [*found, gpu_serving.company(model)] if model else found
 
 
 def _gpu_kernels(kernels: tuple[Any, ...]) -> tuple[Any, ...]:
