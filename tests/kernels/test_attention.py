@@ -1,5 +1,6 @@
 """Keys and values in 8 bits: what a code is, and what attention over codes sees."""
 
+import itertools
 import math
 
 import pytest
@@ -80,3 +81,51 @@ def test_a_cache_of_codes_gives_numbers_of_the_dtype_that_is_computed_in():
     coded = CodedHeads(torch.tensor([[[127, -1]]], dtype=torch.int8), torch.tensor([[0.5]]))
     assert decoded(coded, torch.float16).dtype == torch.float16
     assert decoded(coded, torch.float16).tolist() == [[[63.5, -0.5]]]
+
+
+batches = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 30)), min_size=2, max_size=8)
+
+
+@settings(deadline=None)
+@given(batches, st.sampled_from([None, 1, 7]), st.booleans(), st.integers(0, 2**31))
+def test_sequences_that_attend_together_see_what_each_sees_alone(batch, window, coded, seed):
+    """As on a GPU; what no sequence of the batch owns holds no numbers."""
+    generator = torch.Generator().manual_seed(seed)
+    rows, lengths = [new for new, _ in batch], [max(new + past, 1) for new, past in batch]
+    page_size, pages_each = 4, 10
+    table = torch.randperm(len(batch) * pages_each, generator=generator).view(len(batch), pages_each)
+    owned = [
+        int(page) * page_size + position % page_size
+        for pages, length in zip(table, lengths, strict=True)
+        for position in range(length)
+        for page in [pages[position // page_size]]
+    ]
+    caches = [torch.full((table.numel() * page_size, 2, 4), math.nan) for _ in range(2)]
+    for cache in caches:
+        cache[owned] = torch.randn(len(owned), 2, 4, generator=generator)
+    keys, values = map(encode_heads, caches) if coded else caches
+    starts = torch.tensor([0, *itertools.accumulate(rows)])
+    pages = SequencePages(torch.tensor(lengths), starts, table, page_size, max(rows), max(lengths))
+    queries = torch.randn(sum(rows), 6, 4, generator=generator)
+    expected = cached_attention(queries, keys, values, pages, window)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "_host_may_read", lambda tensor: False)
+        patch.setattr(attention, "_newest_attention", attention._attention_together)
+        found = cached_attention(queries, keys, values, pages, window)
+    assert found.isfinite().all() and torch.allclose(found, expected, atol=1e-5)
+
+
+@given(batches)
+def test_those_that_attend_together_are_mostly_themselves(batch):
+    rows, lengths = [new for new, _ in batch], [new + past for new, past in batch]
+    groups = attention._alike(rows, lengths)
+    assert sorted(itertools.chain(*groups)) == [each for each, count in enumerate(rows) if count]
+    for group in groups:
+        longest, most = max(lengths[each] for each in group), max(rows[each] for each in group)
+        assert len(group) * longest * most <= 2 * sum(lengths[each] * rows[each] for each in group)
+
+
+def test_sequences_alike_are_one_call_and_long_ones_are_not_copied_at_once():
+    assert attention._alike([4] * 64, [100] * 64) == [list(range(64))]
+    assert attention._alike([4, 0, 250, 4], [8, 9, 1000, 8]) == [[0, 3], [2]]
+    assert [len(group) for group in attention._alike([4] * 32, [4096] * 32)] == [16, 16]

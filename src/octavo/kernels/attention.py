@@ -5,15 +5,28 @@ pages of slots its past lies, in order. One page that spans the whole context is
 its keys and values as they are computed, or in 8 bits (`CodedHeads`).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Float32, Int, Int8
+from jaxtyping import Bool, Float, Float32, Int, Int8
 from torch import Tensor
 
 LARGEST_CODE = 127
+MOST_TOGETHER = 2**16  # positions of sequences that attend together, for their keys and values are copied
+
+
+@dataclass(frozen=True)
+class Together:
+    """Sequences that attend in one call, as long as the longest: they end in repeated rows and positions."""
+
+    rows: Int[Tensor, "sequences most_rows"]  # of the call
+    own: Bool[Tensor, "sequences most_rows"]  # rows that are not repeated
+    row_positions: Int[Tensor, "sequences most_rows"]
+    slots: Int[Tensor, "sequences longest"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +52,30 @@ class SequencePages:
         """Row starts, lengths and first pages; read once, for on a GPU that waits for all that was asked of it."""
         return self.row_starts.tolist(), self.lengths.tolist(), self.page_table[:, 0].tolist()
 
+    @cached_property
+    def together(self) -> list[Together]:
+        """All sequences that have rows, those that are alike together."""
+        starts, lengths, _ = self.on_host
+        rows = [end - start for start, end in pairwise(starts)]
+        device = self.page_table.device
+        found = []
+        for group in _alike(rows, lengths):
+            chosen = torch.tensor(group, device=device)
+            first, last = self.row_starts[chosen, None], self.row_starts[chosen + 1, None] - 1
+            newest = self.lengths[chosen, None] - 1
+            counted = first + torch.arange(max(rows[each] for each in group), device=device)
+            positions = torch.arange(max(lengths[each] for each in group), device=device).minimum(newest)
+            pages = self.page_table[chosen].gather(1, positions // self.page_size)
+            found.append(
+                Together(
+                    rows=counted.minimum(last),
+                    own=counted <= last,
+                    row_positions=newest - (last - counted.minimum(last)),
+                    slots=pages * self.page_size + positions % self.page_size,
+                )
+            )
+        return found
+
     def slots_of(self, sequence: int, length: int) -> slice | Int[Tensor, " length"]:
         """Slots of a sequence's first `length` positions; a slice where one page holds them all."""
         if length <= self.page_size:
@@ -46,6 +83,24 @@ class SequencePages:
             return slice(first, first + length)
         positions = torch.arange(length, device=self.page_table.device)
         return self.page_table[sequence, positions // self.page_size] * self.page_size + positions % self.page_size
+
+
+def _alike(rows: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
+    """Sequences in groups of which no more than half is repetition; those without rows are left out."""
+    groups: list[list[int]] = []
+    present = [sequence for sequence, count in enumerate(rows) if count]
+    for sequence in sorted(present, key=lambda each: (rows[each], lengths[each])):
+        group = [*groups[-1], sequence] if groups else [sequence]
+        positions = len(group) * max(lengths[each] for each in group)
+        scores = positions * max(rows[each] for each in group)
+        fits = positions <= min(2 * sum(lengths[each] for each in group), MOST_TOGETHER) and scores <= 2 * sum(
+            rows[each] * lengths[each] for each in group
+        )
+        if groups and fits:
+            groups[-1] = group
+        else:
+            groups.append([sequence])
+    return groups
 
 
 @dataclass(frozen=True)
@@ -104,8 +159,11 @@ def cached_attention(
     The rows of a sequence are its newest; their keys and values must already be written. `window` is the number
     of positions that a row sees, itself included; None sees all.
     """
-    if pages.most_rows == 1 and not _host_may_read(pages.lengths):
-        return _newest_attention(queries, keys, values, pages, window)
+    if not _host_may_read(pages.lengths):
+        if pages.most_rows == 1:
+            return _newest_attention(queries, keys, values, pages, window)
+        if len(pages.lengths) > 1:
+            return _attention_together(queries, keys, values, pages, window)
     outputs = torch.empty_like(queries)
     starts, lengths, _ = pages.on_host
     for sequence, length in enumerate(lengths):
@@ -141,6 +199,33 @@ def _newest_attention(
     past_values = past_values.repeat_interleave(shared_by, 1)
     mask = visible[:, None, None]
     return F.scaled_dot_product_attention(queries[:, :, None], past_keys, past_values, attn_mask=mask)[:, :, 0]
+
+
+def _attention_together(
+    queries: Float[Tensor, "rows heads head_dim"],
+    keys: CachedHeads,
+    values: CachedHeads,
+    pages: SequencePages,
+    window: int | None,
+) -> Float[Tensor, "rows heads head_dim"]:
+    """The same by groups: what a device is asked for costs more time there than some repetition."""
+    outputs = torch.empty_like(queries)
+    for group in pages.together:
+        positions = torch.arange(group.slots.shape[1], device=queries.device)
+        behind = group.row_positions[..., None] - positions
+        visible = behind >= 0 if window is None else (behind >= 0) & (behind < window)
+        past_keys, past_values = (
+            read_cache(cache, group.slots, queries.dtype).transpose(1, 2) for cache in (keys, values)
+        )
+        shared_by = queries.shape[1] // past_keys.shape[1]
+        attended = F.scaled_dot_product_attention(
+            queries[group.rows].transpose(1, 2),
+            past_keys.repeat_interleave(shared_by, 1),
+            past_values.repeat_interleave(shared_by, 1),
+            attn_mask=visible[:, None],
+        )
+        outputs[group.rows[group.own]] = attended.transpose(1, 2)[group.own]
+    return outputs
 
 
 def _attend(
