@@ -179,8 +179,8 @@ struct CodesTile {
     // Adds the products of `rows` rows with `panels` panels in a part to `sums` [panels][rows][16]. The first panel's
     // units are at `unit`.
     template <int rows, int panels, class Fetching>
-    [[gnu::flatten]] void add(std::int64_t row, std::int64_t panel, Range part, const std::uint8_t* unit,
-                              Fetching fetcher, float* sums) const {
+    void add(std::int64_t row, std::int64_t panel, Range part, const std::uint8_t* unit, Fetching fetcher,
+             float* sums) const {
         // Few rows leave registers free: more sums side by side hide the latency of the products.
         constexpr int strands = rows * panels >= 4 ? 1 : 4 / (rows * panels);
         const Strides strides{matrix.panel_bytes(), encoded.columns};
@@ -260,14 +260,14 @@ struct CodesTile {
         });
     }
 
-    // Scales the products of a segment and adds them to the sums.
+    // Scales the products of a segment and adds them to the sums. Inlined, lambdas too, or products go to memory.
     template <int panels, int rows, int strands>
     [[gnu::always_inline]] void close(const Integers (&products)[panels][rows][strands], std::int64_t row,
                                       std::int64_t panel, std::int64_t segment, float* sums) const {
-        unrolled<panels>([&](auto p) {
+        unrolled<panels>([&](auto p) __attribute__((always_inline)) {
             const auto zeros = zeros_of<Lanes>(matrix, panel + p, segment);
             const auto scales = scales_of<Lanes>(matrix, panel + p, segment);
-            unrolled<rows>([&](auto r) {
+            unrolled<rows>([&](auto r) __attribute__((always_inline)) {
                 Integers total = products[p][r][0];
                 unrolled<strands - 1>([&](auto s) { total = Lanes::add(total, products[p][r][s + 1]); });
                 if constexpr (bits < 16) {
