@@ -17,6 +17,13 @@ namespace {
 
 #if defined(__x86_64__)
 
+// Whether the sources for AVX-512 and VNNI are compiled to run without: only to test them.
+#if defined(OCTAVO_EMULATED_AVX512)
+constexpr bool avx512_is_emulated = true;
+#else
+constexpr bool avx512_is_emulated = false;
+#endif
+
 struct Registers {
     unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
 };
@@ -52,9 +59,9 @@ std::vector<Isa> find_isas() {
     if (!(fma_f16c_avx && has(extended.ebx, {5}) && has(saved, {1, 2}))) return found;
     found.push_back(Isa::avx2);
     const bool f_dq_bw_vl = has(extended.ebx, {16, 17, 30, 31});
-    if (!(f_dq_bw_vl && has(saved, {5, 6, 7}))) return found;
+    if (!(f_dq_bw_vl && has(saved, {5, 6, 7})) && !avx512_is_emulated) return found;
     found.push_back(Isa::avx512);
-    if (!has(extended.ecx, {11})) return found;
+    if (!has(extended.ecx, {11}) && !avx512_is_emulated) return found;
     found.push_back(Isa::vnni);
     found.push_back(Isa::amx_emulated);
     const bool tile_int8 = has(extended.edx, {24, 25});
