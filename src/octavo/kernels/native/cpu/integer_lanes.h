@@ -10,10 +10,12 @@ namespace octavo {
 namespace {
 
 // The definition of what the other lanes do. `most_rows` and `most_panels` say how large a tile of sums the
-// registers hold; `widens`, whether tiles are so small that values pay to be widened once for all of them.
+// registers hold; `widens`, whether tiles are so small that values pay to be widened once for all of them;
+// `fetched_ahead`, how many bytes the processors of a set have under way when they read memory fastest.
 struct PortableLanes {
     static constexpr int most_rows = 1, most_panels = 1;
     static constexpr bool widens = false;
+    static constexpr std::int64_t fetched_ahead = 2 * 1024;
     using Floats = PortableFloats;
     struct Integers {
         std::int32_t lane[lane_count];
@@ -131,6 +133,7 @@ struct PortableLanes {
 struct Avx2Lanes {
     static constexpr int most_rows = 4, most_panels = 1;
     static constexpr bool widens = true;
+    static constexpr std::int64_t fetched_ahead = 2 * 1024;
     using Floats = Avx2Floats;
     struct Integers {
         __m256i low, high;
@@ -235,6 +238,7 @@ struct Avx2Lanes {
 struct Avx512Lanes {
     static constexpr int most_rows = 8, most_panels = 2;
     static constexpr bool widens = false;
+    static constexpr std::int64_t fetched_ahead = 16 * 1024;
     using Floats = Avx512Floats;
     using Integers = __m512i;
 

@@ -15,7 +15,6 @@ namespace {
 constexpr int pairs_of_unit = column_unit / 2;
 constexpr int dense_block = 256;                  // columns whose products are summed apart
 constexpr std::int64_t chunk_bytes = 512 * 1024;  // of encoded rows: they stay in the second-level cache
-constexpr std::int64_t fetched_ahead = 16 * 1024;  // bytes that a memory at full speed has under way
 constexpr std::int64_t fewest_widened_rows = 32;   // with fewer, to widen costs more than it saves
 constexpr std::int64_t most_widened_rows = 64;    // whose sums stay beside the widened values
 constexpr std::int32_t infinity_bits = 0x7f800000;
@@ -369,7 +368,7 @@ void run_stored(const Tile& tile, Range rows, std::int64_t panel, RowsAt<float> 
     const std::uint8_t* units = tile.units(panel, tile.all());
     by_tiles_of_rows<Lanes::most_rows>(rows, [&](auto count, std::int64_t row, int pass) {
         alignas(64) float sums[panels][count][panel_outputs] = {};
-        const Fetcher<Tile::unit_bytes> fetcher(units + (passes == 1 ? fetched_ahead : bytes), passes, pass);
+        const Fetcher<Tile::unit_bytes> fetcher(units + (passes == 1 ? Lanes::fetched_ahead : bytes), passes, pass);
         tile.template add<count, panels>(row, panel, tile.all(), units, fetcher, sums[0][0]);
         for (int p = 0; p < panels; ++p) {
             write<Lanes>(tile.matrix, sums[p], tile.row_scales(row), count, panel + p, {outputs[row], outputs.stride});
